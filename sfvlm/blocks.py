@@ -1,0 +1,116 @@
+"""The transformer block and heads that students and dense teachers share: what can be inherited.
+
+Shapes: B batch, N tokens (class token included), D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from .configuration import SparseFormerConfig
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused `qkv`: the name keeps LoRA suffix lists meant for an LLM off the tower."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+        batch, count, width = x.shape
+        qkv = self.qkv(x).view(batch, count, 3, self.num_heads, width // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, D / heads)
+        x = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(x.transpose(1, 2).reshape(batch, count, width))
+
+
+class MLP(nn.Module):
+    """Two linear layers around an activation: (..., D) -> (..., D)."""
+
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = ACT2FN[activation]
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: (B, N, D) -> (B, N, D). Equal to CLIP's, timm's and SigLIP's on the same weights."""
+
+    def __init__(self, width: int, num_heads: int, hidden: int, activation: str, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, hidden, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class AttentionPool(nn.Module):
+    """SigLIP's head: one learned query reads all tokens. (B, N, D) -> (B, D)."""
+
+    def __init__(self, width: int, num_heads: int, hidden: int, activation: str, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Parameter(torch.empty(1, 1, width))
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, hidden, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, count, width = x.shape
+        query = self.q(self.query).expand(batch, -1, -1).view(batch, 1, self.num_heads, -1).transpose(1, 2)
+        key, value = self.kv(x).view(batch, count, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        pooled = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, width)
+        pooled = self.proj(pooled)
+        return pooled + self.mlp(self.norm(pooled))
+
+
+class Head(nn.Module):
+    """The last norm, pooling, projection into the shared space, classifier: each only where the configuration has it."""
+
+    def __init__(self, config: SparseFormerConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.pooling = config.pooling
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attention_pool = AttentionPool(*block_sizes(config)) if config.pooling == "attention" else None
+        self.projection = (
+            nn.Linear(width, config.projection_dim, bias=config.projection_bias) if config.projection_dim else None
+        )
+        self.classifier = nn.Linear(config.embedding_size, config.num_classes) if config.num_classes else None
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Pools: (B, N, D) -> pooled (B, projection_dim or D) and logits (B, num_classes) or None."""
+        if self.pooling == "cls":
+            pooled = self.norm(tokens[:, 0])
+        elif self.attention_pool is not None:
+            pooled = self.attention_pool(self.norm(tokens))
+        else:
+            pooled = self.norm(tokens.mean(dim=1))
+        if self.projection is not None:
+            pooled = self.projection(pooled)
+        return pooled, None if self.classifier is None else self.classifier(pooled)
+
+
+def block_sizes(config: SparseFormerConfig) -> tuple[int, int, int, str, float]:
+    """Width, heads, MLP width, activation and norm epsilon of a cortex block, in `Block`'s order."""
+    return (
+        config.hidden_size,
+        config.num_attention_heads,
+        config.intermediate_size,
+        config.hidden_act,
+        config.layer_norm_eps,
+    )

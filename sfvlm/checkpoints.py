@@ -1,0 +1,73 @@
+"""Folders that are whole or absent: files are written under a temporary name, then renamed.
+
+A training checkpoint is a folder `step-00001200` with the student's and the averaged weights (safetensors), the
+optimizer's state (a tensor pickle, opened with `weights_only=True`) and `state.json`.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+PREFIX = "step-"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one piece: readers see the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimizer: dict[str, Any], state: dict[str, Any], keep: int
+) -> Path:
+    """Writes `folder/step-N` and removes all but the newest `keep` ones.
+
+    Args:
+        folder: Where checkpoints live.
+        step: Steps done.
+        tensors: Name -> state dict, each saved as `name.safetensors`.
+        optimizer: The optimizer's (and scaler's) state.
+        state: Anything else, as JSON.
+        keep: How many checkpoints to leave.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"{PREFIX}{step:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for name, content in tensors.items():
+        save_file({key: tensor.detach().cpu().contiguous().clone() for key, tensor in content.items()}, temporary / f"{name}.safetensors")
+    torch.save(optimizer, temporary / "optimizer.pt")
+    (temporary / "state.json").write_text(json.dumps(state | {"step": step}))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / "state.json").is_file())
+
+
+def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict[str, Any]]:
+    """Reads tensors by name, the optimizer's state, and the JSON state.
+
+    Raises:
+        ValueError: A file of the checkpoint is damaged.
+    """
+    try:
+        tensors = {file.stem: load_file(file, device=str(device)) for file in sorted(path.glob("*.safetensors"))}
+        optimizer = torch.load(path / "optimizer.pt", map_location=device, weights_only=True)
+        state = json.loads((path / "state.json").read_text())
+    except Exception as error:  # each reader raises its own kind for a damaged file
+        raise ValueError(f"The checkpoint {path} is damaged ({error}); remove it to resume from the one before.") from error
+    return tensors, optimizer, state

@@ -1,0 +1,146 @@
+"""The configuration of a SparseFormer, and the presets of the released ones.
+
+The configuration decides; a name or a path never does. It travels in the folder's `config.json`.
+"""
+
+from typing import Any, Literal
+
+from transformers import PreTrainedConfig
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+Focusing = Literal["inherited", "fresh"]
+Pooling = Literal["cls", "attention", "mean"]
+
+
+class SparseFormerConfig(PreTrainedConfig):
+    """What a SparseFormer is made of. Sizes are in features, pixels or counts as the names say.
+
+    Args:
+        image_size: Side of the square photo the preprocessor makes; the encoder takes any size and aspect ratio.
+        image_mean, image_std: Normalisation of the teacher.
+        num_tokens: Default budget, without the class token. A call may ask for another one.
+        focusing: `"inherited"` (glimpses through the teacher's own patch embedding) or `"fresh"` (the paper's).
+        conv_dim, focusing_size, num_focusing_steps, num_points, mixing_points, generator_size: The fresh focusing stage:
+            early-conv width C, focusing width F, repeats, sampling points P, points after mixing, and the bottleneck of
+            the generator of mixing weights.
+        teacher_patch_size, teacher_grid: Patch side in pixels and patches a side of the teacher (inherited focusing).
+        glimpse_size: Side of the grid of samples taken in a box at the default budget, in samples.
+        coarse_blocks: Leading cortex blocks of the first look, which decides where the second one goes; 0 for one look only.
+        box_zoom: Share of the photo's side that the boxes of the closer look tile before any training.
+        box_shift, box_log_scale: Bounds of one refinement: in box sizes, and in log size. None: unbounded, as published.
+        hidden_size ... layer_norm_eps: The cortex: width D, blocks, heads, MLP width, activation, norm epsilon.
+        pre_norm: A norm before the first block, as CLIP has.
+        pooling: How the photo becomes one vector: class token, attention pooling (SigLIP), or the mean token.
+        projection_dim: Width of the shared image-text space, 0 without one.
+        projection_bias: Whether that projection has a bias.
+        num_classes: Outputs of a classifier behind the pooled vector, 0 without one.
+    """
+
+    model_type = "sparseformer"
+    base_config_key = "vision_config"
+
+    image_size: int = 224
+    image_mean: list[float] | tuple[float, ...] = CLIP_MEAN
+    image_std: list[float] | tuple[float, ...] = CLIP_STD
+    num_tokens: int = 49
+    focusing: str = "inherited"
+
+    conv_dim: int = 64
+    focusing_size: int = 384
+    num_focusing_steps: int = 4
+    num_points: int = 16
+    mixing_points: int = 32
+    generator_size: int = 128
+
+    teacher_patch_size: int = 16
+    teacher_grid: int = 14
+    glimpse_size: int = 32
+    coarse_blocks: int = 2
+    box_zoom: float = 1.0
+    box_shift: float | None = 0.5
+    box_log_scale: float | None = 0.7
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    pre_norm: bool = True
+    pooling: str = "cls"
+    projection_dim: int = 512
+    projection_bias: bool = False
+    num_classes: int = 0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.focusing not in ("inherited", "fresh"):
+            raise ValueError(f"focusing is {self.focusing!r}; it is 'inherited' or 'fresh'.")
+        if self.pooling not in ("cls", "attention", "mean"):
+            raise ValueError(f"pooling is {self.pooling!r}; it is 'cls', 'attention' or 'mean'.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}."
+            )
+        if self.focusing == "fresh" and (self.focusing_size % 64 or self.hidden_size % 4):
+            raise ValueError(
+                f"Fresh focusing has heads of 64 features: focusing_size {self.focusing_size} must be a multiple of 64, "
+                f"and hidden_size {self.hidden_size} one of 4 (four box corners are encoded)."
+            )
+        if self.focusing == "inherited" and self.coarse_blocks > self.num_hidden_layers:
+            raise ValueError(
+                f"coarse_blocks {self.coarse_blocks} exceeds the {self.num_hidden_layers} blocks of the cortex."
+            )
+
+    @property
+    def has_cls_token(self) -> bool:
+        """Whether the cortex carries a class token in front of the image tokens."""
+        return self.pooling == "cls"
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of the pooled output."""
+        return self.projection_dim or self.hidden_size
+
+
+def _official(width: int, depth: int, num_tokens: int, *, clip: bool) -> dict[str, Any]:
+    shared = dict(
+        focusing="fresh",
+        num_tokens=num_tokens,
+        focusing_size=width // 2,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+        pre_norm=False,
+        box_shift=None,
+        box_log_scale=None,
+    )
+    if clip:
+        return shared | dict(projection_dim=512 if width == 768 else 768, hidden_act="quick_gelu")
+    head = dict(projection_dim=0, num_classes=1000, hidden_act="gelu")
+    return shared | head | dict(image_mean=INCEPTION_MEAN, image_std=INCEPTION_STD)
+
+
+# The four released bootstrapped models (showlab/sparseformer, `config.py`). Their names count the class token, `num_tokens`
+# does not: 48 and 63 image tokens.
+PRESETS: dict[str, dict[str, Any]] = {
+    "sparseformer-augreg-base": _official(768, 8, 48, clip=False),
+    "sparseformer-augreg-large": _official(1024, 16, 48, clip=False),
+    "sparseformer-clip-base": _official(768, 8, 48, clip=True),
+    "sparseformer-clip-large": _official(1024, 16, 63, clip=True),
+}
+
+
+def preset(name: str, **overrides: Any) -> SparseFormerConfig:
+    """The configuration of a released model by name, with overrides.
+
+    Raises:
+        ValueError: The name is not one of `PRESETS`.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"No preset is named {name!r}; the presets are {', '.join(PRESETS)}.")
+    return SparseFormerConfig(**(PRESETS[name] | overrides))

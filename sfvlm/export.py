@@ -1,0 +1,110 @@
+"""Writes a finished student as a Hugging Face folder, with where it came from and how well it does."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPImageProcessor, SiglipImageProcessor
+
+from .checkpoints import write_text
+from .configuration import SparseFormerConfig
+from .inherit import InheritanceReport
+from .sparseformer import SparseFormerModel
+from .teachers import tensor_hash
+
+PACKAGES = ("sfvlm", "torch", "transformers", "accelerate", "timm", "open_clip_torch", "numpy", "pillow")
+
+
+def image_processor(config: SparseFormerConfig) -> CLIPImageProcessor | SiglipImageProcessor:
+    """The preprocessor of the teacher at the student's size: SigLIP squashes a photo to the square, the others crop it."""
+    size = config.image_size
+    mean_std = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
+    if config.pooling == "attention":
+        return SiglipImageProcessor(size={"height": size, "width": size}, **mean_std)
+    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **mean_std)
+
+
+def export_student(model: SparseFormerModel, out: Path, report: InheritanceReport, facts: dict[str, Any]) -> None:
+    """Writes the model, preprocessor, inheritance report, `bootstrap.json` and model card into `out`, whole files only."""
+    temporary = out / ".export"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    model.save_pretrained(temporary)
+    image_processor(model.config).save_pretrained(temporary)
+    report.save(temporary)
+    described = facts | {
+        "sha256": tensor_hash(model.state_dict()),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+    write_text(temporary / "bootstrap.json", json.dumps(described, indent=1) + "\n")
+    write_text(temporary / "README.md", model_card(model.config, report, described))
+    for file in temporary.iterdir():
+        os.replace(file, out / file.name)
+    temporary.rmdir()
+
+
+def model_card(config: SparseFormerConfig, report: InheritanceReport, facts: dict[str, Any]) -> str:
+    """A model card: what the model was made from, and how well it does, in numbers measured at the end of the run."""
+    evaluation = "\n".join(f"| {name} | {value} |" for name, value in facts["held_back_evaluation"].items())
+    photos = "\n".join(f"- {source}" for source in facts["photos"])
+    return f"""---
+library_name: sfvlm
+pipeline_tag: image-feature-extraction
+tags: [sparseformer, vision, distillation]
+---
+
+# SparseFormer of {config.num_tokens} tokens
+
+Bootstrapped from `{facts["teacher"]}` (tensors sha256 `{facts["teacher_sha256"][:16]}`) with the {config.focusing} focusing
+stage, on {facts["photos_seen"]} views of {facts["photos_read"]} unlabelled photos. No label and no caption was used.
+
+```python
+import sfvlm
+from transformers import AutoImageProcessor, AutoModel
+
+model = AutoModel.from_pretrained("path/of/this/folder").eval()
+```
+
+## What it kept of the teacher
+
+On {facts["photos_held_back"]} photos held back from training (cosine of the pooled vectors; share of equal first choices of
+the teacher's classifier, where it has one; box statistics in fractions of the photo):
+
+| measure | value |
+|---|---|
+{evaluation}
+
+`python eval/zeroshot.py --model . --teacher {facts["teacher"]} --data YOUR_DATA --controls` measures it on labelled photos.
+
+## What it was made from
+
+Photos:
+
+{photos}
+
+Parameters:
+
+```
+{report.summary()}
+```
+
+Options, versions and hashes: `bootstrap.json`; the origin of every tensor: `inheritance.json`; the curve: `metrics.jsonl`.
+
+## Limits
+
+It imitates one teacher on photos like those above; elsewhere it is untested. It inherits the teacher's licence terms and biases.
+"""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

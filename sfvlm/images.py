@@ -1,0 +1,293 @@
+"""Photo sources: folders, tar shards, Hugging Face datasets and rendered scenes as one list.
+
+`open_photos` indexes them; nothing is decoded before it is asked for.
+"""
+
+import glob
+import itertools
+import json
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from .decode import Photo, UnreadablePhoto, decode_image
+from .scenes import render_scene
+from .shards import PackedStrings, Record, TarPhotos, captions_of
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class FolderPhotos:
+    """Image files below `root`; with classes, the first folder on the way is the class."""
+
+    def __init__(self, root: Path, names: Iterable[str], class_names: Sequence[str] = ()) -> None:
+        self.root = root
+        self.names = PackedStrings(names)
+        self.labels = {name: label for label, name in enumerate(class_names)}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def key(self, index: int) -> str:
+        return f"{self.root.name}/{self.names[index]}"
+
+    def read(self, index: int) -> Record:
+        name = self.names[index]
+        return (self.root / name).read_bytes(), self.labels.get(name.split("/")[0]), (), {}
+
+
+class HuggingFacePhotos:
+    """One split of a Hugging Face dataset on disk. Every column but the images goes to `meta`."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import datasets
+        except ImportError as error:
+            message = "Reading a Hugging Face dataset needs the datasets package: pip install sfvlm[eval]."
+            raise ValueError(message) from error
+        self.path = path
+        rows: Any = datasets.load_from_disk(str(path))  # a Dataset; its rows are untyped
+        images = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
+        if not images:
+            raise ValueError(f"{path} has no column of type datasets.Image, only {rows.column_names}.")
+        self.column = images[0]
+        label = rows.features.get("label")
+        self.class_names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None
+        # The bytes are wanted as they are: datasets would decode with other rules than ours.
+        self.rows = rows.remove_columns(images[1:]).cast_column(self.column, datasets.Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def key(self, index: int) -> str:
+        return f"{self.path.name}:{index}"
+
+    def read(self, index: int) -> Record:
+        meta = dict(self.rows[index])
+        image = meta.pop(self.column)
+        if image is None:
+            raise ValueError(f"its column {self.column!r} is empty")
+        data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        label = meta.get("label")
+        return data, label if isinstance(label, int) else None, captions_of(meta), meta
+
+
+class ScenePhotos:
+    """Rendered scenes: photos that need no download."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count = count
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def key(self, index: int) -> str:
+        return f"scenes:{self.seed}:{index}"
+
+    def read(self, index: int) -> Record:
+        scene = render_scene(self.seed, index)
+        return scene.image, scene.label, scene.captions, scene.to_meta()
+
+
+Source = FolderPhotos | TarPhotos | HuggingFacePhotos | ScenePhotos
+
+
+class Photos(Dataset[Photo]):
+    """Every photo of several sources, in their order. Decodes on access, and pickles to workers."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        max_pixels: int,
+        decode_hint: int | None = None,
+        class_names: tuple[str, ...] | None = None,
+        templates: tuple[str, ...] | None = None,
+        origins: tuple[str, ...] = (),
+    ) -> None:
+        self.sources = tuple(sources)
+        self.origins = origins  # the sources as they were given
+        self.max_pixels = max_pixels
+        self.decode_hint = decode_hint
+        self.class_names = class_names
+        self.templates = templates
+        self._ends = list(itertools.accumulate(len(source) for source in sources))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"photo {index} of {len(self)}")
+        position = bisect_right(self._ends, index)
+        return self.sources[position], index - (self._ends[position - 1] if position else 0)
+
+    def key(self, index: int) -> str:
+        source, row = self._locate(index)
+        return source.key(row)
+
+    def __getitem__(self, index: int) -> Photo:
+        source, row = self._locate(index)
+        key = source.key(row)
+        try:
+            image, label, captions, meta = source.read(row)
+            if isinstance(image, bytes):
+                image = decode_image(image, self.max_pixels, self.decode_hint)
+        except (OSError, ValueError) as error:
+            raise UnreadablePhoto(key, str(error)) from error
+        return Photo(image, key, label, captions, meta)
+
+
+def open_photos(
+    sources: str | Path | Sequence[str | Path],
+    *,
+    max_pixels: int = 100_000_000,
+    labelled: bool = False,
+    decode_hint: int | None = None,
+) -> Photos:
+    """Indexes one or several sources, in the order given.
+
+    A source is an image file; a folder of photos (recursive; with `labelled`, its subfolders are
+    the classes); tar shards as a path, a glob, a brace range `{000..012}.tar` or a folder of
+    them; a folder written by `Dataset.save_to_disk`; `scenes:COUNT` or `scenes:COUNT:SEED`; or
+    several of these joined by `::`. A folder with shards is read as its shards alone.
+    """
+    listed = [sources] if isinstance(sources, str | Path) else list(sources)
+    opened: list[Source] = []
+    class_names: list[tuple[str, ...]] = []
+    templates: list[tuple[str, ...]] = []
+    for path in itertools.chain.from_iterable(map(_expand, listed)):
+        if isinstance(path, ScenePhotos):
+            opened.append(path)
+        elif path.is_dir() and _is_hugging_face(path):
+            rows = HuggingFacePhotos(_only_split(path))
+            opened.append(rows)
+            class_names += [rows.class_names] if rows.class_names else []
+        elif shards := _shards(path):
+            opened += map(TarPhotos, shards)
+            class_names += _text_lines(shards[0].parent, "classnames.txt")
+            templates += _text_lines(shards[0].parent, "zeroshot_classification_templates.txt")
+        elif path.is_dir():
+            names = _image_names(path)
+            if labelled:
+                names = [name for name in names if "/" in name]
+                class_names.append(_class_folders(path, names))
+            opened.append(FolderPhotos(path, names, class_names[-1] if labelled else ()))
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            opened.append(FolderPhotos(path.parent, [path.name]))
+        else:
+            raise ValueError(f"{path} is not a photo source: give a folder, an image or a .tar shard.")
+    if not any(map(len, opened)):
+        raise ValueError(f"No photos found in {', '.join(map(str, listed)) or 'an empty list'}.")
+    if labelled and len(set(class_names)) > 1:
+        raise ValueError(f"The sources {listed} name different classes; open them one at a time.")
+    return Photos(
+        opened,
+        max_pixels=max_pixels,
+        decode_hint=decode_hint,
+        class_names=class_names[0] if len(set(class_names)) == 1 else None,
+        templates=templates[0] if len(set(templates)) == 1 else None,
+        origins=tuple(map(str, listed)),
+    )
+
+
+def _expand(source: str | Path) -> list[Path | ScenePhotos]:
+    """One source as written, to paths that exist."""
+    text = os.path.expanduser(source)
+    if os.path.exists(text):  # first, because file names may hold any of the signs below
+        return [Path(os.path.abspath(text))]
+    expanded: list[Path | ScenePhotos] = []
+    for part in text.split("::"):
+        if part.startswith("scenes:"):
+            numbers = re.fullmatch(r"scenes:(\d+)(?::(\d+))?", part)
+            if numbers is None:
+                raise ValueError(f"{part!r} is not scenes:COUNT or scenes:COUNT:SEED.")
+            expanded.append(ScenePhotos(int(numbers[1]), int(numbers[2] or 0)))
+            continue
+        for pattern in _expand_braces(part):
+            found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+            if not found:
+                raise ValueError(f"No file or folder matches {pattern!r}, of the source {text!r}.")
+            expanded += [Path(os.path.abspath(path)) for path in found]
+    return expanded
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """`{000..012}` to its numbers and `{a,b}` to its words."""
+    braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if braces is None:
+        return [pattern]
+    if braces[3] is not None:
+        words = braces[3].split(",")
+    else:
+        width = len(braces[1]) if braces[1].startswith("0") else 0
+        words = [f"{number:0{width}d}" for number in range(int(braces[1]), int(braces[2]) + 1)]
+    before, after = pattern[: braces.start()], pattern[braces.end() :]
+    return [expanded for word in words for expanded in _expand_braces(before + word + after)]
+
+
+def _is_hugging_face(folder: Path) -> bool:
+    if (folder / "dataset_dict.json").exists():
+        return True
+    return (folder / "dataset_info.json").exists() and (folder / "state.json").exists()
+
+
+def _only_split(folder: Path) -> Path:
+    if not (folder / "dataset_dict.json").exists():
+        return folder
+    splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+    if len(splits) != 1:
+        raise ValueError(f"{folder} holds the splits {splits}; name one, such as {folder / splits[0]}.")
+    return folder / splits[0]
+
+
+def _shards(path: Path) -> list[Path]:
+    """The tar shards that a path means: itself, those in it, or those in its `test` split."""
+    if path.is_file():
+        return [path] if path.suffix.lower() == ".tar" else []
+    if (path / "nshards.txt").exists():
+        count = int((path / "nshards.txt").read_text())
+        shards = [path / f"{number}.tar" for number in range(count)]
+        missing = [shard.name for shard in shards if not shard.exists()]
+        if missing:
+            raise ValueError(f"{path}/nshards.txt says {count} shards; {', '.join(missing)} missing.")
+        return shards
+    shards = sorted(shard for shard in path.glob("*.tar") if not shard.name.startswith("."))
+    return shards or (_shards(path / "test") if (path / "test").is_dir() else [])
+
+
+def _text_lines(folder: Path, name: str) -> list[tuple[str, ...]]:
+    """The lines of a text file beside the shards or one folder up, if there is one."""
+    for path in (folder / name, folder.parent / name):
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            return [tuple(line.strip() for line in lines if line.strip())]
+    return []
+
+
+def _image_names(root: Path) -> list[str]:
+    """Paths of the image files below `root`, relative to it and sorted."""
+    names: list[str] = []
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        below = Path(folder).relative_to(root).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        names += [prefix + name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
+    return sorted(names)
+
+
+def _class_folders(root: Path, names: list[str]) -> tuple[str, ...]:
+    """The ImageFolder rule: the sorted immediate subfolders are the classes."""
+    if not names:
+        raise ValueError(
+            f"{root} has no photos in class subfolders, so their labels are unknown; "
+            "put the photos of each class into a folder of its own."
+        )
+    folders = (entry.name for entry in root.iterdir() if entry.is_dir())
+    return tuple(sorted(name for name in folders if not name.startswith(".")))

@@ -1,0 +1,60 @@
+"""A teacher's pooled outputs on disk: training views repeat, so the teacher need not see them twice.
+
+Only pooled vectors are kept (a thousand bytes a view); patch tokens would be a thousand times that.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checkpoints import write_text
+
+
+class TeacherCache:
+    """Pooled vectors by (view, photo index), filled as training goes, shared by runs with the same key.
+
+    Args:
+        folder: Where the cache lives; made if missing.
+        key: What the vectors depend on: teacher hash, photos, views' seed and options. A cache of another key is refused.
+        num_views, num_photos, width: Its shape.
+
+    Raises:
+        ValueError: The folder holds a cache of another key; the differing entries are named.
+    """
+
+    def __init__(self, folder: Path, key: dict[str, object], num_views: int, num_photos: int, width: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        described = folder / "key.json"
+        key = json.loads(json.dumps(key))
+        if described.exists():
+            old = json.loads(described.read_text())
+            different = sorted(name for name in old.keys() | key.keys() if old.get(name) != key.get(name))
+            if different:
+                raise ValueError(
+                    f"The teacher cache in {folder} was made with other settings ({', '.join(different)}); "
+                    "give another folder or remove it."
+                )
+        shape = (num_views, num_photos, width)
+        self._vectors = self._open(folder / "pooled.npy", shape, np.float32)
+        self._known = self._open(folder / "known.npy", shape[:2], np.bool_)
+        write_text(described, json.dumps(key, indent=1))
+
+    @staticmethod
+    def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
+        if path.exists():
+            return np.lib.format.open_memmap(path, mode="r+")
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # zeros, sparse on disk
+
+    def get(self, view: Tensor, index: Tensor) -> Tensor | None:
+        """The vectors of a batch (B, width), or None unless all are known."""
+        rows = view.numpy(), index.numpy()
+        return torch.from_numpy(self._vectors[rows]) if self._known[rows].all() else None
+
+    def put(self, view: Tensor, index: Tensor, pooled: Tensor) -> None:
+        """Stores a batch."""
+        rows = view.numpy(), index.numpy()
+        self._vectors[rows] = pooled.float().cpu().numpy()
+        self._known[rows] = True

@@ -1,0 +1,88 @@
+"""Boxes and sampling points on the photo: where the tokens looked, step by step."""
+
+import colorsys
+import math
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from . import roi
+from .sparseformer import SparseFormerModel
+from .views import evaluation_view, normalize
+
+
+def token_color(index: int, count: int) -> tuple[int, int, int]:
+    """A colour of its own for each token, neighbours far apart on the colour wheel."""
+    hue = (index * 0.618034) % 1.0
+    value = 1.0 if index % 2 or count < 2 else 0.85
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_boxes(image: Image.Image, boxes: Tensor, points: Tensor | None = None, tokens: list[int] | None = None) -> Image.Image:
+    """Draws boxes (N, 4) and points (N, P, 2), both in fractions of the image, on a copy of it.
+
+    Args:
+        image: The photo the fractions refer to: the square view the model saw.
+        boxes: Boxes of one step.
+        points: Sampling points of the same step; left out when None.
+        tokens: Which tokens to draw; all by default.
+    """
+    canvas = image.convert("RGB").copy()
+    draw = ImageDraw.Draw(canvas, "RGBA")
+    width, height = canvas.size
+    stroke = max(1, round(min(canvas.size) / 220))
+    for index in tokens if tokens is not None else range(len(boxes)):
+        color = token_color(index, len(boxes))
+        x1, y1, x2, y2 = (value * side for value, side in zip(boxes[index].tolist(), (width, height) * 2, strict=True))
+        draw.rectangle((x1, y1, x2, y2), outline=(*color, 230), width=stroke)
+        for x, y in [] if points is None else points[index].tolist():
+            draw.ellipse(
+                (x * width - stroke, y * height - stroke, x * width + stroke, y * height + stroke), fill=(*color, 200)
+            )
+    return canvas
+
+
+def contact_sheet(images: list[Image.Image], columns: int, gap: int = 6) -> Image.Image:
+    """Pictures of one size on a white sheet, row by row."""
+    width, height = images[0].size
+    rows = math.ceil(len(images) / columns)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for index, image in enumerate(images):
+        sheet.paste(image, ((index % columns) * (width + gap), (index // columns) * (height + gap)))
+    return sheet
+
+
+@torch.no_grad()
+def draw_focusing(
+    model: SparseFormerModel, image: Image.Image, num_tokens: int | None = None, size: int = 336, with_points: bool = False
+) -> Image.Image:
+    """The photo, then the photo with the boxes of every step, side by side; `size` pixels high each."""
+    config = model.config
+    pixels = evaluation_view(image, config.image_size)
+    shown = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BICUBIC)
+    batch = normalize(pixels[None], config.image_mean, config.image_std).to(model.device)
+    output = model(batch, num_tokens=num_tokens)
+    panels = [shown]
+    for step, boxes in enumerate(output.token_rois):
+        points = output.sampling_points[step][0] if with_points and step < len(output.sampling_points) else None
+        panels.append(draw_boxes(shown, boxes[0].cpu(), None if points is None else points.cpu()))
+    return contact_sheet(panels, columns=len(panels))
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes under a temporary name, then renames."""
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    picture.save(temporary)
+    temporary.replace(path)
+
+
+def describe_boxes(boxes: Tensor) -> str:
+    """One line on boxes (B, N, 4), for people."""
+    numbers = roi.spread(boxes)
+    return (
+        f"{boxes.shape[1]} boxes of {numbers['size'] * 100:.1f} % of the side on average, "
+        f"covering {numbers['coverage'] * 100:.0f} % of the photo"
+    )

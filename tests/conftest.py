@@ -1,0 +1,67 @@
+"""Tiny models and photos, built here: nothing is downloaded."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+from tiny import randomize
+
+from sfvlm.scenes import render_scene
+
+VISION = dict(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=4,
+    num_attention_heads=2,
+    image_size=32,
+    patch_size=8,
+    projection_dim=24,
+)
+TEXT = dict(
+    vocab_size=99,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    max_position_embeddings=16,
+    projection_dim=24,
+    eos_token_id=98,
+    bos_token_id=97,
+    pad_token_id=98,
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def clip_model() -> CLIPModel:
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=CLIPTextConfig(**TEXT).to_dict(), vision_config=CLIPVisionConfig(**VISION).to_dict())
+    config.projection_dim = 24
+    return randomize(CLIPModel(config)).eval()  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="session")
+def clip_folder(clip_model: CLIPModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher") / "clip"
+    clip_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos") / "scenes"
+    folder.mkdir()
+    for index in range(24):
+        render_scene(0, index, 48).image.save(folder / f"{index:03d}.png")
+    return folder

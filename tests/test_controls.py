@@ -1,0 +1,190 @@
+"""The cheap ways to few tokens, and what they cost."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfvlm import roi
+from sfvlm.configuration import SparseFormerConfig
+from sfvlm.controls import (
+    Control,
+    LargerPatch,
+    LowerResolution,
+    TokenMerging,
+    cost,
+    macs,
+    make_controls,
+    merge,
+    merging_counts,
+)
+from sfvlm.inherit import inherit, student_config
+from sfvlm.sparseformer import SparseFormerModel
+from sfvlm.teachers import DenseTransformer, Teacher
+
+KINDS = ["cls", "mean", "attention"]
+
+
+def dense_teacher(pooling: str = "cls", image_size: int = 32, patch: int = 4, **fields: object) -> DenseTransformer:
+    """A tiny teacher whose parameters are all random."""
+    grid = image_size // patch
+    described = {
+        "image_size": image_size,
+        "num_tokens": grid**2,
+        "teacher_patch_size": patch,
+        "teacher_grid": grid,
+        "glimpse_size": patch,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "hidden_act": "gelu",
+        "pre_norm": pooling == "cls",
+        "pooling": pooling,
+        "projection_dim": 24 if pooling == "cls" else 0,
+        "num_classes": 0 if pooling == "cls" else 7,
+    }
+    model = DenseTransformer(SparseFormerConfig(**(described | fields)))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    return model.eval().requires_grad_(False)
+
+
+def photos(image_size: int = 32, count: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    coarse = torch.randn(count, 3, 8, 8, generator=generator)
+    return F.interpolate(coarse, size=(image_size, image_size), mode="bicubic")
+
+
+def image_tokens(model: Control, pixels: Tensor) -> list[int]:
+    return [hidden.shape[1] - int(model.has_cls_token) for hidden in model(pixels).hidden_states]
+
+
+@pytest.mark.parametrize("pooling", KINDS)
+def test_every_control_reaches_the_budget_and_returns_what_the_teacher_returns(pooling):
+    dense, pixels = dense_teacher(pooling), photos()
+    teacher = dense(pixels)
+    controls = make_controls(dense, 16, 32)
+    assert len(controls) == 4
+    for control in controls:
+        output = control(pixels)
+        assert image_tokens(control, pixels)[-1] == 16, control.name
+        assert output.pooled.shape == teacher.pooled.shape
+        assert (output.logits is None) == (teacher.logits is None)
+        assert control.name
+        assert control.citation
+
+
+def test_a_budget_the_teacher_does_not_exceed_has_no_controls():
+    assert make_controls(dense_teacher(), 64, 32) == []
+
+
+@pytest.mark.parametrize("schedule", ["early", "gradual"])
+@pytest.mark.parametrize("pooling", KINDS)
+def test_merging_no_tokens_is_the_dense_teacher(pooling, schedule):
+    dense, pixels = dense_teacher(pooling), photos()
+    ours, theirs = TokenMerging(dense, 64, schedule)(pixels), dense(pixels)
+    torch.testing.assert_close(ours.pooled, theirs.pooled, rtol=1e-4, atol=1e-5)
+    for mine, its in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", KINDS)
+def test_merging_equal_tokens_changes_nothing(pooling):
+    dense = dense_teacher(pooling)
+    torch.nn.init.zeros_(dense.positions)
+    pixels = torch.ones(1, 3, 32, 32)  # all patches alike: sizes and proportional attention must make up for the loss
+    ours, theirs = TokenMerging(dense, 5, "gradual")(pixels), dense(pixels)
+    torch.testing.assert_close(ours.pooled, theirs.pooled, rtol=1e-3, atol=1e-4)
+
+
+def test_merging_keeps_the_sum_over_patches_and_leaves_the_class_token_alone():
+    generator = torch.Generator().manual_seed(3)
+    x, size = torch.randn(2, 10, 6, generator=generator), torch.ones(2, 10)
+    merged, sizes = merge(x, size, x, remove=4, protected=1)
+    assert merged.shape == (2, 6, 6)
+    torch.testing.assert_close((merged * sizes[..., None]).sum(1), x.sum(1))
+    assert torch.equal(merged[:, 0], x[:, 0])
+    assert torch.equal(sizes[:, 0], torch.ones(2))
+    assert torch.equal(sizes.sum(1), torch.full((2,), 10.0))
+
+
+def test_the_most_similar_pair_merges_first_and_the_others_keep_their_order():
+    x = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0.1, 0, 1], [-1, 0, 0], [0, -1, 0]]])
+    merged, sizes = merge(x, torch.ones(1, 6), x, remove=1, protected=0)
+    wanted = torch.stack([x[0, 0], x[0, 1], (x[0, 2] + x[0, 3]) / 2, x[0, 4], x[0, 5]])
+    torch.testing.assert_close(merged[0], wanted)
+    assert sizes.tolist() == [[1, 1, 2, 1, 1]]
+
+
+def test_the_early_schedule_halves_and_the_gradual_one_takes_equal_steps():
+    assert merging_counts(196, 49, 12, "early") == (98, *[49] * 11)
+    gradual = merging_counts(196, 49, 12, "gradual")
+    steps = {before - after for before, after in zip((196, *gradual), gradual, strict=False)}
+    assert gradual[-1] == 49
+    assert steps <= {12, 13}
+    assert merging_counts(64, 1, 6, "gradual")[-1] == 1  # equal steps would remove all at the end
+    with pytest.raises(ValueError, match="64 tokens down to 3"):
+        merging_counts(64, 3, 4, "early")
+
+
+def test_gradual_merging_costs_more_than_early_and_its_blocks_see_more_tokens():
+    dense = dense_teacher()
+    early, gradual = TokenMerging(dense, 16, "early").cost(32), TokenMerging(dense, 16, "gradual").cost(32)
+    assert early.tokens == gradual.tokens == 16
+    assert early.mean_tokens == (64 + 32 + 16 + 16) / 4
+    assert gradual.mean_tokens == (64 + 52 + 40 + 28) / 4
+    assert early.macs < gradual.macs < cost(dense, 32).macs
+
+
+def test_lower_resolution_is_the_teacher_on_resized_photos():
+    dense, pixels = dense_teacher(), photos()
+    small = F.interpolate(pixels, size=(16, 16), mode="bilinear", antialias=True)
+    assert torch.equal(LowerResolution(dense, 4)(pixels).pooled, dense(small).pooled)
+
+
+@pytest.mark.parametrize(("image_size", "patch", "budget"), [(32, 4, 16), (32, 8, 4), (48, 8, 16)])
+def test_a_larger_patch_is_an_untrained_student_whose_boxes_tile_the_photo(image_size, patch, budget):
+    dense, pixels = dense_teacher(image_size=image_size, patch=patch), photos(image_size)
+    side = round(budget**0.5)
+    config = student_config(dense.config, num_tokens=budget, coarse_blocks=0)
+    student, _ = inherit(Teacher(dense, "a test", ""), config)
+    with torch.no_grad():
+        student.get_parameter("focusing.token_roi.weight").copy_(roi.tile_layout(side))
+        ours = student.eval()(pixels).pooler_output
+        theirs = LargerPatch(dense, side, image_size)(pixels).pooled
+    assert (ours - theirs).norm() / theirs.norm() < 1e-4
+
+
+def test_a_larger_patch_leaves_the_teacher_as_it_was():
+    dense, pixels = dense_teacher(), photos()
+    before = dense(pixels).pooled
+    control = LargerPatch(dense, 4, 32)
+    control(pixels)
+    assert torch.equal(dense(pixels).pooled, before)
+    assert control.dense.blocks is dense.blocks
+
+
+def test_macs_of_a_dense_transformer_are_those_of_the_closed_formula():
+    dense = dense_teacher("mean")
+    patches, width, hidden, depth, classes = 64, 32, 48, 4, 7
+    embedding = patches * width * 3 * 4 * 4
+    block = patches * (4 * width * width + 2 * width * hidden) + 2 * patches * patches * width
+    assert macs(dense, 32) == embedding + depth * block + width * classes
+
+
+def test_macs_of_a_sparseformer_grow_with_its_budget():
+    dense = dense_teacher()
+    spent = []
+    for budget in (4, 16):
+        config = student_config(dense.config, num_tokens=budget)
+        spent.append(cost(inherit(Teacher(dense, "a test", ""), config)[0].eval(), 32))
+        assert spent[-1].tokens == spent[-1].mean_tokens == budget
+    assert 0 < spent[0].macs < spent[1].macs
+
+
+def test_counting_macs_leaves_gradients_alone():
+    student = SparseFormerModel(student_config(dense_teacher().config, num_tokens=4))
+    macs(student, 32)
+    assert all(parameter.grad is None for parameter in student.parameters())

@@ -1,0 +1,383 @@
+"""Photo sources, tar shards and decoding."""
+
+import io
+import json
+import pickle
+import re
+import struct
+import sys
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfvlm.decode import UnreadablePhoto
+from sfvlm.images import Photos, open_photos
+
+
+def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes], kind: int = tarfile.PAX_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def write_shard(path: Path, *keys: str) -> Path:
+    return write_tar(path, {f"{key}.png": encoded(noise()) for key in keys})
+
+
+def write_folder(root: Path, *names: str) -> Path:
+    for seed, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(encoded(noise(seed=seed)))
+    return root
+
+
+def decoded(path: Path, **options) -> np.ndarray:
+    image = open_photos(path, **options)[0].image
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def keys(photos: Photos) -> list[str]:
+    return [photos.key(index) for index in range(len(photos))]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA", "PA"])
+def test_every_colour_mode_decodes_to_the_same_grey(mode, tmp_path):
+    grey = Image.new("RGB", (8, 6), (255, 255, 255)).convert("RGBA" if "A" in mode else "RGB")
+    image = grey.convert("P").convert("PA") if mode == "PA" else grey.convert(mode)
+    kind = "TIFF" if mode in ("CMYK", "YCbCr", "PA") else "PNG"
+    path = tmp_path / f"photo.{kind.lower()}"
+    image.save(path)
+    assert np.array_equal(decoded(path), np.full((6, 8, 3), 255))
+
+
+def test_transparency_is_composited_on_white(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("LA", (4, 4), (0, 128)).save(tmp_path / "half.png")
+    palette = Image.new("RGB", (4, 4), "red").convert("P")
+    palette.save(tmp_path / "palette.png", transparency=palette.getpixel((0, 0)))
+    Image.new("RGB", (4, 4), (9, 8, 7)).save(tmp_path / "keyed.png", transparency=(9, 8, 7))
+    assert decoded(tmp_path / "clear.png").min() == 255
+    assert set(decoded(tmp_path / "half.png").ravel()) == {127}
+    assert decoded(tmp_path / "palette.png").min() == 255
+    assert decoded(tmp_path / "keyed.png").min() == 255
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_sixteen_bits_are_scaled_rather_than_clipped(kind, tmp_path):
+    values = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"deep.{kind}")
+    assert decoded(tmp_path / f"deep.{kind}")[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_integers_and_floats_are_scaled_to_their_white(tmp_path):
+    Image.fromarray(np.array([[0, 65535]], dtype=np.int32)).save(tmp_path / "integer.tif")
+    Image.fromarray(np.array([[0, 0.5, 1]], dtype=np.float32)).save(tmp_path / "unit.tif")
+    Image.fromarray(np.array([[-5, 100, 255]], dtype=np.float32)).save(tmp_path / "byte.tif")
+    assert decoded(tmp_path / "integer.tif")[0, :, 0].tolist() == [0, 255]
+    assert decoded(tmp_path / "unit.tif")[0, :, 0].tolist() == [0, 128, 255]
+    assert decoded(tmp_path / "byte.tif")[0, :, 0].tolist() == [0, 100, 255]
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_exif_orientation_is_applied_once(orientation, kind, tmp_path):
+    stored = Image.new("RGB", (32, 16), "black")
+    stored.paste("white", (0, 0, 16, 16))  # bright on the left
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / f"photo.{kind}", exif=exif)
+    pixels = decoded(tmp_path / f"photo.{kind}")[..., 0] > 128
+    corners = {1: (0, 0), 3: (-1, -1), 6: (0, 0), 8: (-1, -1)}
+    assert pixels.shape == ((16, 32) if orientation in (1, 3) else (32, 16))
+    assert pixels[corners[orientation]] and pixels.mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_broken_exif_does_not_cost_the_photo(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(encoded(noise(), "JPEG", exif=b"Exif\0\0garbage" * 9))
+    assert decoded(tmp_path / "photo.jpg").shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png"])
+def test_an_animation_is_its_first_frame(kind, tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    path = tmp_path / f"moving.{kind}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=50, lossless=True)
+    assert decoded(path)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_unreadable_files_say_why(tmp_path):
+    jpeg = encoded(noise(200, 200), "JPEG")
+    png = encoded(noise(200, 200))
+    files = {
+        "empty.jpg": (b"", "empty"),
+        "text.jpg": (b"<html>404</html>", "not a JPEG"),
+        "cut.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "cut.png": (png[: len(png) // 2], "truncated"),
+        "header.png": (png[:20], "header"),
+        "script.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG"),
+    }
+    for name, (data, reason) in files.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UnreadablePhoto, match=reason) as caught:
+            open_photos(tmp_path / name)[0]
+        assert caught.value.key == f"{tmp_path.name}/{name}"
+        again = pickle.loads(pickle.dumps(caught.value))
+        assert (again.key, again.reason) == (caught.value.key, caught.value.reason)
+
+
+def test_a_file_gone_since_indexing_is_unreadable(tmp_path):
+    photos = open_photos(write_folder(tmp_path / "photos", "a.png"))
+    (tmp_path / "photos" / "a.png").unlink()
+    with pytest.raises(UnreadablePhoto, match="No such file"):
+        photos[0]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_photo_of_too_many_pixels_is_refused_from_its_header(tmp_path):
+    (tmp_path / "photo.png").write_bytes(encoded(noise()))
+    for side, reason in ((11_000, "11000 x 11000 is more than"), (60_000, "exceeds limit")):
+        header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        png = bytearray(encoded(noise()))
+        png[16:29] = header  # only the header lies: decoding would fail with another reason
+        png[29:33] = struct.pack(">I", zlib.crc32(b"IHDR" + header))
+        (tmp_path / "bomb.png").write_bytes(png)
+        with pytest.raises(UnreadablePhoto, match=reason):
+            open_photos(tmp_path / "bomb.png")[0]
+    with pytest.raises(UnreadablePhoto, match="40 x 30 is more than max_pixels=1199"):
+        open_photos(tmp_path / "photo.png", max_pixels=1199)[0]
+    assert decoded(tmp_path / "photo.png", max_pixels=1200).shape == (30, 40, 3)
+
+
+def test_a_decode_hint_shrinks_jpegs_but_never_below_it(tmp_path):
+    noise(800, 640).save(tmp_path / "photo.jpg")
+    assert decoded(tmp_path / "photo.jpg", decode_hint=150).shape == (160, 200, 3)
+    assert decoded(tmp_path / "photo.jpg").shape == (640, 800, 3)
+
+
+def test_a_folder_is_read_in_order_without_hidden_or_other_files(tmp_path):
+    root = write_folder(tmp_path / "photos", "b.PNG", "a/z.jpeg", ".hidden.png", ".git/c.png")
+    (root / "notes.txt").write_text("no photo")
+    photos = open_photos(root)
+    assert keys(photos) == ["photos/a/z.jpeg", "photos/b.PNG"]
+    assert photos[0].label is None and photos.class_names is None
+    assert [photo.key for photo in photos] == keys(photos)
+
+
+def test_an_image_folder_labels_by_its_sorted_subfolders(tmp_path):
+    root = write_folder(tmp_path / "set", "dog/1.png", "cat/deep/2.png", "eel/3.png", "loose.png")
+    photos = open_photos(root, labelled=True)
+    assert photos.class_names == ("cat", "dog", "eel")
+    assert [photo.label for photo in photos] == [0, 1, 2]
+
+
+def test_a_flat_folder_has_no_labels(tmp_path):
+    with pytest.raises(ValueError, match="no photos in class subfolders"):
+        open_photos(write_folder(tmp_path, "a.png"), labelled=True)
+
+
+def test_sources_with_different_classes_are_refused(tmp_path):
+    one = write_folder(tmp_path / "one", "cat/1.png")
+    two = write_folder(tmp_path / "two", "dog/1.png")
+    assert len(open_photos([one, two])) == 2
+    with pytest.raises(ValueError, match="different classes"):
+        open_photos([one, two], labelled=True)
+
+
+def test_shards_open_by_path_glob_braces_and_mixture(tmp_path):
+    for number in range(3):
+        write_shard(tmp_path / f"{number:03d}.tar", f"s{number}")
+    write_folder(tmp_path / "photos", "a.png")
+    every = ["000.tar:s0", "001.tar:s1", "002.tar:s2"]
+    assert keys(open_photos(tmp_path / "001.tar")) == every[1:2]
+    assert keys(open_photos(f"{tmp_path}/*.tar")) == every
+    assert keys(open_photos(tmp_path)) == every
+    assert keys(open_photos(f"{tmp_path}/{{000..002}}.tar")) == every
+    assert keys(open_photos(f"{tmp_path}/{{002,000}}.tar")) == [every[2], every[0]]
+    mixture = open_photos([f"{tmp_path}/002.tar::{tmp_path}/photos", tmp_path / "000.tar"])
+    assert keys(mixture) == [every[2], "photos/a.png", every[0]]
+    assert [photo.key for photo in mixture] == keys(mixture)
+
+
+def test_a_sample_carries_label_captions_and_json(tmp_path):
+    image = encoded(noise())
+    members = {
+        "a.jpg": encoded(noise(), "JPEG"),
+        "a.cls": b"7\n",
+        "b.json": json.dumps({"captions": ["x", "y"], "qa": [["q", "a"]]}).encode(),
+        "b.webp": image,
+        "c.PNG": image,
+        "c.txt": "a café\nline\\nbreak\n".encode(),
+        "d.json": b"{}",
+        "e.png": image,
+        "e.json": b'{"caption": "one"}',
+    }
+    a, b, c, e = open_photos(write_tar(tmp_path / "set.tar", members))
+    assert (a.label, a.captions, a.meta) == (7, (), {})
+    assert (b.captions, b.meta["qa"]) == (("x", "y"), [["q", "a"]])
+    assert c.captions == ("a café", "line\nbreak")
+    assert (e.key, e.captions) == ("set.tar:e", ("one",))
+
+
+def test_a_sample_with_a_broken_annotation_says_so(tmp_path):
+    image = encoded(noise())
+    members = {"a.png": image, "a.cls": b"tench", "b.png": image, "b.json": b"{"}
+    photos = open_photos(write_tar(tmp_path / "set.tar", members))
+    for index, reason in enumerate(["tench", "Expecting property name"]):
+        with pytest.raises(UnreadablePhoto, match=reason):
+            photos[index]
+
+
+def test_the_key_ends_at_the_first_dot_of_the_base_name(tmp_path):
+    image = encoded(noise())
+    members = {"v1.0/a.png": image, "v1.0/a.seg.png": b"", "v1.0/a.cls": b"3", "v1.0/.b.png": image}
+    photos = open_photos(write_tar(tmp_path / "set.tar", members))
+    assert keys(photos) == ["set.tar:v1.0/a"]
+    assert photos[0].label == 3
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_the_index_agrees_with_the_standard_reader(kind, tmp_path):
+    image = encoded(noise())
+    names = ["a.png", "folder/" * 20 + "b.png", "ümlaut.png"]
+    if kind != tarfile.USTAR_FORMAT:
+        names.append("long/" * 60 + "c.png")
+    path = write_tar(tmp_path / "set.tar", dict.fromkeys(names, image), kind)
+    with tarfile.open(path, "a", format=kind) as tar:
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "a.png"
+        tar.addfile(link)
+        tar.add(tmp_path, "directory", recursive=False)
+        tar.addfile(tarfile.TarInfo("none.png"))
+    photos = open_photos(path)
+    assert keys(photos) == [f"set.tar:{name.removesuffix('.png')}" for name in [*names, "none.png"]]
+    assert all(photos[index].image.size == (40, 30) for index in range(len(names)))
+
+
+def test_a_truncated_shard_keeps_the_samples_before_the_break(tmp_path):
+    whole = write_shard(tmp_path / "whole.tar", "a", "b", "c").read_bytes()
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        last = tar.getmembers()[-1]
+    cuts = {"body": last.offset_data + 100, "header": last.offset + 100}
+    expected = {"body": "body.tar:c", "header": f"header.tar:byte {last.offset}"}
+    for name, size in cuts.items():
+        (tmp_path / f"{name}.tar").write_bytes(whole[:size])
+        photos = open_photos(tmp_path / f"{name}.tar")
+        assert keys(photos) == [f"{name}.tar:a", f"{name}.tar:b", expected[name]]
+        assert photos[1].image.size == (40, 30)
+        with pytest.raises(UnreadablePhoto, match=f"{name}.tar"):
+            photos[2]
+
+
+def test_a_corrupt_header_is_a_break_and_no_silent_end(tmp_path):
+    shard = write_shard(tmp_path / "set.tar", "a", "b", "c")
+    with tarfile.open(shard) as tar:
+        offset = tar.getmembers()[1].offset
+    data = bytearray(shard.read_bytes())
+    data[offset + 5] ^= 0xFF
+    shard.write_bytes(data)
+    assert keys(open_photos(shard)) == ["set.tar:a", f"set.tar:byte {offset}"]
+
+
+@pytest.mark.parametrize("data", [b"\x1f\x8b compressed" * 99, b"short", b""])
+def test_a_file_that_is_no_tar_is_refused(data, tmp_path):
+    (tmp_path / "set.tar").write_bytes(data)
+    with pytest.raises(ValueError, match=r"set\.tar is not a plain tar archive"):
+        open_photos(tmp_path / "set.tar")
+
+
+def test_a_clip_benchmark_folder_opens_by_root_or_split(tmp_path):
+    for number in range(11):
+        write_shard(tmp_path / "test" / f"{number}.tar", f"s{number}")
+    (tmp_path / "test" / "nshards.txt").write_text("11\n")
+    (tmp_path / "classnames.txt").write_text("tench\nEnglish springer\n")
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a photo of {c}.\n")
+    for source in (tmp_path, tmp_path / "test"):
+        photos = open_photos(source)
+        assert keys(photos) == [f"{number}.tar:s{number}" for number in range(11)]
+        assert photos.class_names == ("tench", "English springer")
+        assert photos.templates == ("a photo of {c}.",)
+    (tmp_path / "test" / "3.tar").unlink()
+    with pytest.raises(ValueError, match=r"11 shards; 3\.tar missing"):
+        open_photos(tmp_path)
+
+
+def test_a_hugging_face_dataset_opens_from_disk(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        image=datasets.Image(),
+        label=datasets.ClassLabel(names=["cat", "dog"]),
+        caption=datasets.List(datasets.Value("string")),
+        source=datasets.Value("string"),
+    )
+    rows = {"image": [noise(), None], "label": [1, 0], "caption": [["x", "y"], []]}
+    table = datasets.Dataset.from_dict({**rows, "source": ["web", "web"]}, features=features)
+    datasets.DatasetDict(test=table).save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(test=table, train=table).save_to_disk(tmp_path / "two")
+    photos = pickle.loads(pickle.dumps(open_photos(tmp_path / "one")))
+    photo = photos[0]
+    assert (len(photos), photo.key, photo.label) == (2, "test:0", 1)
+    assert (photo.captions, photo.meta["source"]) == (("x", "y"), "web")
+    assert np.array_equal(np.asarray(photo.image), np.asarray(noise()))
+    assert photos.class_names == ("cat", "dog")
+    with pytest.raises(UnreadablePhoto, match="empty"):
+        photos[1]
+    with pytest.raises(ValueError, match=r"name one, such as .*two/test"):
+        open_photos(tmp_path / "two")
+    assert len(open_photos(tmp_path / "two" / "train")) == 2
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"pip install sfvlm\[eval\]"):
+        open_photos(tmp_path / "one")
+
+
+def test_scenes_are_a_source_like_any_other(tmp_path):
+    photos = open_photos(["scenes:2", "scenes:3:7", write_folder(tmp_path / "photos", "a.png")])
+    assert keys(photos)[1:3] == ["scenes:0:1", "scenes:7:0"] and len(photos) == 6
+    assert photos[0].image.mode == "RGB" and photos[0].captions and photos[0].meta
+    assert isinstance(photos[0].label, int)
+
+
+@pytest.mark.parametrize("source", ["absent", "*.jpg", "{0..3}.tar", "scenes:many", "notes.md"])
+def test_a_source_that_is_none_is_named(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("notes.md").write_text("no photo")
+    with pytest.raises(ValueError, match=re.escape(source.replace("{0..3}", "0"))):
+        open_photos(source)
+
+
+def test_sources_without_photos_are_named(tmp_path):
+    (tmp_path / "bare").mkdir()
+    write_tar(tmp_path / "texts.tar", {"a.txt": b"no photo"})
+    with pytest.raises(ValueError, match=r"No photos found in .*bare, .*texts\.tar"):
+        open_photos([tmp_path / "bare", tmp_path / "texts.tar"])
+    with pytest.raises(ValueError, match="empty list"):
+        open_photos([])
+    with pytest.raises(IndexError):
+        open_photos(write_folder(tmp_path / "photos", "a.png"))[1]
+
+
+def test_photos_pickle_while_in_use(tmp_path):
+    photos = open_photos([write_shard(tmp_path / "set.tar", "a", "b"), "scenes:1"])
+    first = photos[0]
+    again = pickle.loads(pickle.dumps(photos))
+    assert keys(again) == keys(photos)
+    assert np.array_equal(np.asarray(again[0].image), np.asarray(first.image))
