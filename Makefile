@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 TEACHER ?=
 PHOTOS ?= scenes:20000
 OUT ?= runs/quickstart
+STEPS ?= 400
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
@@ -39,7 +40,7 @@ format: setup
 # Bootstraps a SparseFormer from TEACHER on PHOTOS and measures it.
 quickstart: setup
 	@test -n "$(TEACHER)" || { echo "make quickstart needs a teacher: make quickstart TEACHER=timm:vit_tiny_patch16_224:/path/weights.safetensors PHOTOS=/path/photos"; exit 2; }
-	$(BIN)/python scripts/bootstrap_clip.py --teacher "$(TEACHER)" --photos $(PHOTOS) --out $(OUT)
+	$(BIN)/python scripts/bootstrap_clip.py --teacher "$(TEACHER)" --photos $(PHOTOS) --out $(OUT) --steps $(STEPS)
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ class BootstrapOptions:
     """Optimizer steps."""
     batch_size: int = 32
     """Photos a step, over all processes."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     """Peak rate of inherited weights."""
     fresh_learning_rate: float = 1e-3
     """Peak rate of fresh weights."""
@@ -331,7 +331,7 @@ class _Run:
 
     def _log(self, parts: dict[str, Tensor], output: SparseFormerOutput, photos_a_second: float, bar: tqdm) -> None:
         assert output.token_rois is not None
-        mean = {name: float(self.accelerator.reduce(value, "mean")) for name, value in parts.items()}
+        mean = {name: self.accelerator.reduce(value, "mean").item() for name, value in parts.items()}  # type: ignore[union-attr]
         boxes = {f"box_{name}": value for name, value in roi.spread(output.token_rois[-1]).items()}
         rate = {"rate": self.peaks[0] * rate_at(self.step - 1, self.options)}
         self._write({"step": self.step} | mean | boxes | rate | {"photos_a_second": photos_a_second})
@@ -356,9 +356,7 @@ class _Run:
         if self.accelerator.scaler is not None:
             optimizer["scaler"] = self.accelerator.scaler.state_dict()
         state = {"fingerprint": self._fingerprint()}
-        save_checkpoint(
-            self.out / "checkpoints", self.step, tensors, optimizer, state, self.options.keep_checkpoints
-        )
+        save_checkpoint(self.out / "checkpoints", self.step, tensors, optimizer, state, self.options.keep_checkpoints)
 
     def resume(self) -> None:
         """Takes up the newest checkpoint; without any, the run starts anew.
@@ -374,7 +372,9 @@ class _Run:
             different = [name for name in now if then.get(name) != now[name]]
             if different:
                 changes = ", ".join(f"{name}: {then.get(name)} then, {now[name]} now" for name in different)
-                raise ValueError(f"{checkpoints[-1]} was made with other settings ({changes}); give the same ones to resume.")
+                raise ValueError(
+                    f"{checkpoints[-1]} was made with other settings ({changes}); give the same ones to resume."
+                )
             self.plain.load_state_dict(tensors["student"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(tensors["averaged"])
@@ -387,7 +387,16 @@ class _Run:
 
     def _fingerprint(self) -> dict[str, Any]:
         """What must agree for a resumed run to end where an uninterrupted one would."""
-        free = ("eval_every", "save_every", "keep_checkpoints", "log_every", "workers", "report_to", "cpu", "teacher_cache")
+        free = (
+            "eval_every",
+            "save_every",
+            "keep_checkpoints",
+            "log_every",
+            "workers",
+            "report_to",
+            "cpu",
+            "teacher_cache",
+        )
         options = {name: value for name, value in _plain(asdict(self.options)).items() if name not in free}
         return options | {
             "teacher_sha256": self.teacher.sha256,
@@ -414,7 +423,9 @@ class _Run:
         }
         folder = options.teacher_cache or self.out / "teacher-cache"
         with self.accelerator.main_process_first():
-            return TeacherCache(folder, key, options.cached_views, len(self.training_photos), self.config.embedding_size)
+            return TeacherCache(
+                folder, key, options.cached_views, len(self.training_photos), self.config.embedding_size
+            )
 
     def _export(self, result: dict[str, float], seconds: float) -> None:
         model = self._averaged()
@@ -491,7 +502,9 @@ def _average(model: nn.Module, options: BootstrapOptions) -> Any:
 def _truncate_metrics(path: Path, step: int) -> None:
     """Drops the lines of steps that a resumed run will do again."""
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        lines = [
+            line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
+        ]
         path.write_text("".join(f"{line}\n" for line in lines))
 
 

@@ -25,7 +25,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], optimizer: dict[str, Any], state: dict[str, Any], keep: int
+    folder: Path,
+    step: int,
+    tensors: dict[str, dict[str, Tensor]],
+    optimizer: dict[str, Any],
+    state: dict[str, Any],
+    keep: int,
 ) -> Path:
     """Writes `folder/step-N` and removes all but the newest `keep` ones.
 
@@ -43,7 +48,10 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     for name, content in tensors.items():
-        save_file({key: tensor.detach().cpu().contiguous().clone() for key, tensor in content.items()}, temporary / f"{name}.safetensors")
+        save_file(
+            {key: tensor.detach().cpu().contiguous().clone() for key, tensor in content.items()},
+            temporary / f"{name}.safetensors",
+        )
     torch.save(optimizer, temporary / "optimizer.pt")
     (temporary / "state.json").write_text(json.dumps(state | {"step": step}))
     shutil.rmtree(final, ignore_errors=True)
@@ -58,7 +66,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / "state.json").is_file())
 
 
-def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict[str, Any]]:
+def load_checkpoint(
+    path: Path, device: torch.device
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict[str, Any]]:
     """Reads tensors by name, the optimizer's state, and the JSON state.
 
     Raises:
@@ -69,5 +79,7 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, dict[st
         optimizer = torch.load(path / "optimizer.pt", map_location=device, weights_only=True)
         state = json.loads((path / "state.json").read_text())
     except Exception as error:  # each reader raises its own kind for a damaged file
-        raise ValueError(f"The checkpoint {path} is damaged ({error}); remove it to resume from the one before.") from error
+        raise ValueError(
+            f"The checkpoint {path} is damaged ({error}); remove it to resume from the one before."
+        ) from error
     return tensors, optimizer, state

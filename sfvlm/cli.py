@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -18,8 +19,11 @@ from .configuration import Focusing
 from .controls import cost, make_controls
 from .images import open_photos
 from .inherit import inherit, student_config
+from .results import table, write_results
 from .sparseformer import SparseFormerModel
 from .teachers import Teacher, open_teacher
+from .texts import open_text_encoder
+from .visualize import draw_focusing, save_picture
 from .zeroshot import (
     Candidate,
     Classes,
@@ -29,9 +33,6 @@ from .zeroshot import (
     evaluate,
     open_evaluation_photos,
     open_student,
-    open_text_encoder,
-    table,
-    write_results,
 )
 
 Options = TypeVar("Options")
@@ -42,7 +43,7 @@ class BootstrapCommand:
     """Bootstrap a SparseFormer from a pretrained vision transformer and unlabelled photos."""
 
     teacher: str
-    """A transformers folder or hub id (CLIP, SigLIP, LLaVA), timm:NAME:FILE, open_clip:NAME:FILE, or local-dir:FOLDER."""
+    """Transformers folder or hub id (CLIP, SigLIP, LLaVA), timm:NAME:FILE, open_clip:NAME:FILE or local-dir:FOLDER."""
     photos: list[str]
     """Folders, tar shards (globs and braces too), Hugging Face datasets on disk, or scenes:COUNT for rendered ones."""
     out: Path
@@ -246,10 +247,53 @@ def _short_names(paths: Sequence[str | Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
 
 
+@dataclass(frozen=True)
+class BoxesCommand:
+    """Draw where the tokens looked: the photo, then its boxes after each step."""
+
+    model: Path
+    """A SparseFormer folder."""
+    photo: Path
+    """An image file."""
+    out: Path
+    """The picture to write."""
+    num_tokens: int | None = None
+    """Budget; default the model's."""
+    points: bool = False
+    """Also draw the sampling points."""
+
+
+def boxes_command(command: BoxesCommand) -> None:
+    """Opens the model and the photo, and writes the picture."""
+    photo = open_photos(command.photo)[0]
+    picture = draw_focusing(open_student(command.model), photo.image, command.num_tokens, with_points=command.points)
+    save_picture(picture, command.out)
+    say(f"Wrote {command.out}.")
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "bootstrap": (BootstrapCommand, bootstrap_command),
+    "zeroshot": (ZeroShotCommand, zeroshot_command),
+    "boxes": (BoxesCommand, boxes_command),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The `sfvlm` command: `sfvlm bootstrap --help` and so on."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        for known, (options, _) in COMMANDS.items():
+            say(f"sfvlm {known:<10} {(options.__doc__ or '').splitlines()[0]}")
+    elif name in COMMANDS:
+        options, action = COMMANDS[name]
+        run(action, options, rest)
+    else:
+        sys.stderr.write(f"error: There is no command {name!r}; the commands are {', '.join(COMMANDS)}.\n")
+        raise SystemExit(2)
+
+
 def say(text: str) -> None:
     """Prints for people, once over all processes."""
-    import os
-
     if os.environ.get("RANK", "0") == "0":
         sys.stdout.write(text + "\n")
         sys.stdout.flush()

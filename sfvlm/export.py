@@ -23,7 +23,7 @@ PACKAGES = ("sfvlm", "torch", "transformers", "accelerate", "timm", "open_clip_t
 def image_processor(config: SparseFormerConfig) -> CLIPImageProcessor | SiglipImageProcessor:
     """The preprocessor of the teacher at the student's size: SigLIP squashes a photo to the square, the others crop it."""
     size = config.image_size
-    mean_std = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
+    mean_std: dict[str, Any] = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
     if config.pooling == "attention":
         return SiglipImageProcessor(size={"height": size, "width": size}, **mean_std)
     return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **mean_std)

@@ -6,12 +6,10 @@ list of fresh ones. Anything else is an error.
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .configuration import Focusing, SparseFormerConfig

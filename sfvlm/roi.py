@@ -80,7 +80,9 @@ def resample_layout(roi: Tensor, num_tokens: int) -> Tensor:
     regular = centers(tile_layout(old)).to(roi).reshape(1, old, old, 2).permute(0, 3, 1, 2)
     displacement = F.interpolate(grid[:, :2] - regular, size=(new, new), mode="bilinear", align_corners=False)
     center = centers(tile_layout(new)).to(roi) + displacement[0].flatten(1).T
-    size = F.interpolate(grid[:, 2:], size=(new, new), mode="bilinear", align_corners=False)[0].flatten(1).T * (old / new)
+    size = F.interpolate(grid[:, 2:], size=(new, new), mode="bilinear", align_corners=False)[0].flatten(1).T * (
+        old / new
+    )
     boxes = from_center(center, size)
     if not extra:
         return boxes
@@ -158,10 +160,7 @@ def sample_glimpses(pixels: Tensor, roi: Tensor, side: int) -> Tensor:
         half = [(length + 1) // 2 for length in levels[-1].shape[-2:]]
         levels.append(F.interpolate(levels[-1], size=half, mode="area"))
     points = glimpse_points(roi, side)
-    if len(levels) == 1:
-        glimpses = sample(levels[0], points)
-    else:
-        glimpses = _sample_pyramid(levels, points, sizes(roi), side)
+    glimpses = sample(pixels, points) if len(levels) == 1 else _sample_pyramid(levels, points, sizes(roi), side)
     return glimpses.unflatten(2, (side, side)).permute(0, 1, 4, 2, 3).to(pixels.dtype)
 
 
@@ -171,7 +170,8 @@ def _sample_pyramid(levels: list[Tensor], points: Tensor, size: Tensor, side: in
     atlas = torch.cat([F.pad(level, (0, width - level.shape[-1])) for level in levels], dim=-2)
     level_sizes = torch.tensor([level.shape[:-3:-1] for level in levels], dtype=torch.float32, device=points.device)
     tops = torch.cumsum(level_sizes[:, 1], dim=0) - level_sizes[:, 1]
-    stride = (size.detach().abs() * level_sizes[0] / side).amax(-1)  # (B, N) pixels between samples
+    # Boxes that are not numbers, of a run gone wrong, must reach its loss rather than fail here as an index.
+    stride = (size.detach().abs() * level_sizes[0] / side).amax(-1).nan_to_num()  # (B, N) pixels between samples
     # The small constant keeps a stride of exactly 2 (averaging pairs of pixels) from flickering between two levels.
     index = torch.log2(stride.clamp(min=1e-6) * (1 - 1e-4)).floor().clamp(0, len(levels) - 1).long()
     extent = level_sizes[index][:, :, None]  # (B, N, 1, 2) as (width, height)

@@ -10,35 +10,30 @@ All follows from (seed, index). Geometry and textures are in fractions of the im
 
 import colorsys
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-T = TypeVar("T")
-Box = tuple[float, float, float, float]  # (x1, y1, x2, y2) in fractions of the image
+from .scene_texts import (
+    CLASS_NAMES,
+    COLORS,
+    SHAPES,
+    Box,
+    Question,
+    SceneObject,
+    pick,
+    scene_captions,
+    scene_questions,
+)
+
 Color = tuple[int, int, int]
 Corners = NDArray[np.float64]  # (n, 2), x to the right and y down, within [-1, 1]
 Masks = tuple[Image.Image, Image.Image]  # an object's whole silhouette, and its coloured part
-QuestionKind = Literal["color", "shape", "count", "position", "read", "exists", "size"]
-
-COLORS: dict[str, Color] = {
-    "red": (212, 36, 38),
-    "orange": (246, 132, 18),
-    "yellow": (250, 216, 40),
-    "green": (34, 150, 62),
-    "cyan": (48, 208, 222),
-    "blue": (32, 78, 212),
-    "purple": (126, 46, 168),
-    "pink": (248, 128, 186),
-    "brown": (112, 66, 30),
-    "black": (24, 24, 28),
-}
 LIGHT_COLORS = ("orange", "yellow", "cyan", "pink")  # unreadable on white: outlined in black
 WHITE = (246, 244, 238)
 BACKGROUNDS = ("plain", "gradient", "noisy", "striped", "checkered", "dotted", "blurry")
@@ -46,8 +41,6 @@ BACKGROUNDS = ("plain", "gradient", "noisy", "striped", "checkered", "dotted", "
 # the main object visibly the largest.
 EXTENTS = {"small": (0.09, 0.125), "medium": (0.17, 0.23), "large": (0.33, 0.45)}
 SMALL_MAIN_EXTENT, SMALL_OTHER_EXTENT = (0.068, 0.08), (0.04, 0.054)
-MARGIN = 0.15  # centres closer than this along an axis are neither left nor right, above nor below
-OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above"}
 MASTER_SIDE = 288  # pixels of the masks every object is scaled from
 
 
@@ -78,36 +71,6 @@ POLYGONS: dict[str, Corners] = {
     "pentagon": _star(5),
     "arrow": np.array(_ARROW),
 }
-SHAPES = tuple(POLYGONS)
-CLASS_NAMES = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
-
-
-@dataclass(frozen=True)
-class SceneObject:
-    """A thing in a scene; `shape` is one of SHAPES, or "digit" or "letter" with its `text`."""
-
-    shape: str
-    color: str
-    size: str  # "small", "medium" or "large" against the image
-    box: Box
-    text: str | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.color} {self.shape}"
-
-    @property
-    def center(self) -> tuple[float, float]:
-        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question whose short lower-case answer follows from the picture alone."""
-
-    question: str
-    answer: str
-    kind: QuestionKind
 
 
 @dataclass(frozen=True)
@@ -132,37 +95,26 @@ class Scene:
         }
 
 
-def class_prompt(name: str) -> str:
-    """The sentence a text encoder reads for a class: "a picture of an orange star"."""
-    if name not in CLASS_NAMES:
-        raise ValueError(f"unknown class {name!r}: a class is a colour and a shape, 'red circle'")
-    return f"a picture of {_a(name)}"
-
-
 def scene_dataset(count: int, seed: int = 0, image_size: int = 224) -> Iterator[Scene]:
     """The scenes 0 ... count - 1 of a seed."""
     return (render_scene(seed, index, image_size) for index in range(count))
 
 
-def render_scene(
-    seed: int, index: int, image_size: int = 224, small_objects: bool = False
-) -> Scene:
+def render_scene(seed: int, index: int, image_size: int = 224, small_objects: bool = False) -> Scene:
     """Scene `index` of `seed`, a square of `image_size` pixels.
 
     With `small_objects` everything measures 4 to 8 % of the image side: hardly legible at 224
     pixels without a closer look. The size word of all is then "small".
     """
     if seed < 0 or index < 0 or image_size < 32:
-        raise ValueError(
-            f"seed and index start at 0 and image_size at 32, got {seed}, {index}, {image_size}"
-        )
+        raise ValueError(f"seed and index start at 0 and image_size at 32, got {seed}, {index}, {image_size}")
     rng = np.random.default_rng([seed, index])
     # Noisy and blurry count twice: their spectra are the nearest to a photo's.
-    background = _pick(rng, (*BACKGROUNDS, "noisy", "blurry"))
+    background = pick(rng, (*BACKGROUNDS, "noisy", "blurry"))
     objects, masks = _arrange(rng, small_objects)
-    captions, questions = _captions(rng, objects, background), _questions(rng, objects)
+    captions, questions = scene_captions(rng, objects, background), scene_questions(rng, objects)
     canvas = _paint_background(rng, background, {item.color for item in objects}, image_size)
-    shadow_side = _pick(rng, (-1, 0, 1))  # 0: no shadows
+    shadow_side = pick(rng, (-1, 0, 1))  # 0: no shadows
     for item, item_masks in zip(objects, masks, strict=True):
         _paint_object(rng, canvas, item, item_masks, shadow_side)
     # Grain draws as many numbers as there are pixels, so it comes after everything else.
@@ -173,33 +125,27 @@ def render_scene(
     return Scene(image, tuple(objects), background, label, captions, questions)
 
 
-def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[int(rng.integers(len(options)))]
-
-
 def _gray(values: NDArray[Any]) -> Image.Image:
     """Values (height, width) in 0 ... 255 as an RGB image of grays."""
     plane = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     return Image.merge("RGB", (plane, plane, plane))
 
 
-def _arrange(
-    rng: np.random.Generator, small_objects: bool
-) -> tuple[list[SceneObject], list[Masks]]:
+def _arrange(rng: np.random.Generator, small_objects: bool) -> tuple[list[SceneObject], list[Masks]]:
     """Objects whose boxes do not touch, the main one first; what finds no room is left out."""
-    main_size = "small" if small_objects else _pick(rng, ("medium", "large"))
-    sign, texts = _pick(rng, (("digit", "0123456789"), ("letter", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")))
+    main_size = "small" if small_objects else pick(rng, ("medium", "large"))
+    sign, texts = pick(rng, (("digit", "0123456789"), ("letter", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")))
     objects: list[SceneObject] = []
     masks: list[Masks] = []
     for position in range(int(rng.integers(1, 6))):
-        shape, color, size, text = _pick(rng, SHAPES), _pick(rng, tuple(COLORS)), main_size, None
+        shape, color, size, text = pick(rng, SHAPES), pick(rng, tuple(COLORS)), main_size, None
         low, high = SMALL_MAIN_EXTENT if small_objects else EXTENTS[size]
         if position > 0:
             size = "medium" if main_size == "large" and rng.random() < 0.6 else "small"
             low, high = SMALL_OTHER_EXTENT if small_objects else EXTENTS[size]
             company = rng.random()
             if company < 0.35:
-                shape, text = sign, _pick(rng, texts)
+                shape, text = sign, pick(rng, texts)
                 low = (low + high) / 2  # glyphs need their pixels
             elif company < 0.55:  # repeated shapes and colours give something to count
                 shape = objects[0].shape
@@ -228,7 +174,7 @@ def _masks(rng: np.random.Generator, shape: str, color: str, text: str | None) -
     steps = 2 if text or shape in ("square", "diamond") else 3
     degrees = 5 * int(rng.integers(-steps, steps + 1))
     if shape == "arrow":
-        degrees += 90 * _pick(rng, range(4))
+        degrees += 90 * pick(rng, range(4))
     has_label = color not in LIGHT_COLORS and rng.random() < 0.6
     return _turned_masks(shape, text, has_label and text is not None, degrees)
 
@@ -297,9 +243,7 @@ def _paint_object(
     canvas.paste(fill, (left, top), inner)
 
 
-def _paint_background(
-    rng: np.random.Generator, background: str, colors: set[str], image_size: int
-) -> Image.Image:
+def _paint_background(rng: np.random.Generator, background: str, colors: set[str], image_size: int) -> Image.Image:
     """Two muted colours mixed by a texture, under uneven light; `colors` stay visible on it."""
     base, second = _muted_pair(rng, colors)
     angle, frequency = rng.uniform(0, 2 * math.pi), rng.uniform(4, 10)
@@ -346,9 +290,7 @@ def _muted_pair(rng: np.random.Generator, colors: set[str]) -> tuple[Color, Colo
     for _ in range(16):
         hue, saturation, value = rng.uniform((0, 0.05, 0.3), (1, 0.32, 0.85))
         other = (hue + rng.uniform(-0.08, 0.08)) % 1, saturation, value + rng.uniform(0.08, 0.15)
-        pair = 255 * np.array(
-            [colorsys.hsv_to_rgb(hue, saturation, value), colorsys.hsv_to_rgb(*other)]
-        )
+        pair = 255 * np.array([colorsys.hsv_to_rgb(hue, saturation, value), colorsys.hsv_to_rgb(*other)])
         apart = pair[:, None] - objects
         # Brightness counts twice, for it is what makes an edge visible.
         distance = (np.linalg.norm(apart, axis=2) + abs(apart @ (0.3, 0.59, 0.11))).min()
@@ -358,118 +300,3 @@ def _muted_pair(rng: np.random.Generator, colors: set[str]) -> tuple[Color, Colo
         if distance > 160:  # clear enough: the very clearest would always be the same few
             break
     return best
-
-
-def _a(name: str) -> str:
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-
-
-def _plural(name: str) -> str:
-    return name + ("es" if name.endswith("s") else "s")
-
-
-def _listing(objects: Sequence[SceneObject]) -> str:
-    """For example "a red circle, two blue stars and a green digit 7"."""
-    parts: list[str] = []
-    for (name, text), number in Counter((item.name, item.text) for item in objects).items():
-        word = ("no", "one", "two", "three", "four", "five")[number]
-        noun = f"{word} {_plural(name)}" if number > 1 else _a(name)
-        parts.append(f"{noun} {text}" if text else noun)
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
-def _directions(center: tuple[float, float], origin: tuple[float, float]) -> list[str]:
-    """Where `center` lies as seen from `origin`: only what has a clear margin."""
-    dx, dy = center[0] - origin[0], center[1] - origin[1]
-    found = [("left" if dx < 0 else "right", abs(dx)), ("above" if dy < 0 else "below", abs(dy))]
-    return [direction for direction, distance in found if distance > MARGIN]
-
-
-def _relation(direction: str) -> str:
-    return f"to the {direction} of" if direction in ("left", "right") else direction
-
-
-def _captions(
-    rng: np.random.Generator, objects: Sequence[SceneObject], background: str
-) -> tuple[str, ...]:
-    """Four different true captions; each names the main object."""
-    main, others = objects[0], objects[1:]
-    captions = [
-        f"a picture of {_listing(objects)}",
-        f"{_listing(objects)} on a {background} background",
-        f"there is {_a(f'{main.size} {main.name}')} on a {background} background",
-        f"{_a(main.name)} with {_listing(others)}" if others else f"nothing but {_a(main.name)}",
-        f"{len(objects)} objects, the biggest is {_a(main.name)}" if others else _a(main.name),
-    ]
-    for direction in _directions(main.center, (0.5, 0.5)):
-        side = {"above": "top", "below": "bottom"}.get(direction, direction)
-        captions.append(f"{_a(main.name)} near the {side} of the picture")
-    for other in others:
-        if other.name == main.name:
-            continue
-        for direction in _directions(main.center, other.center)[:1]:
-            captions.append(f"{_a(main.name)} {_relation(direction)} {_listing([other])}")
-    return tuple(captions[i] for i in rng.permutation(len(captions))[:4])
-
-
-def _questions(rng: np.random.Generator, objects: Sequence[SceneObject]) -> tuple[Question, ...]:
-    """One question of each kind that the picture answers beyond doubt, in any order."""
-    main, found = objects[0], [_exists_question(rng, objects)]
-    shapes = Counter(item.shape for item in objects)
-    colors = Counter(item.color for item in objects)
-    names = Counter(item.name for item in objects)
-    unique = [item for item in objects if names[item.name] == 1]
-    signs = [item for item in objects if item.text]
-
-    def ask(kind: QuestionKind, question: str, answer: str | int) -> None:
-        found.append(Question(question, str(answer).lower(), kind))
-
-    ask("shape", "What shape is the biggest object?", main.shape)
-    ask("color", "What color is the biggest object?", main.color)
-    ask("count", "How many objects are there?", len(objects))
-    for shape in sorted({*shapes, _pick(rng, SHAPES)}):
-        if shape != "circle" or "ring" not in shapes:  # some call a ring a circle
-            ask("count", f"How many {_plural(shape)} are there?", shapes[shape])
-    for color in sorted(set(colors) - {item.color for item in signs}):
-        ask("count", f"How many {color} objects are there?", colors[color])
-    for item in objects:
-        if shapes[item.shape] == 1:
-            ask("color", f"What color is the {item.shape}?", item.color)
-        if colors[item.color] == 1 and not item.text:
-            ask("shape", f"What shape is the {item.color} object?", item.shape)
-        if item.text and len(signs) == 1:
-            ask("read", f"What {item.shape} is shown?", item.text)
-        elif item.text and item in unique:
-            ask("read", f"What is the {item.name}?", item.text)
-    for item in unique:
-        ask("size", f"What size is the {item.name}?", item.size)
-        if item is not main and main in unique:
-            pair = sorted((main.name, item.name))
-            ask("size", f"Which is bigger, the {pair[0]} or the {pair[1]}?", main.name)
-        for direction in _directions(item.center, (0.5, 0.5)):
-            side = {"above": "top", "below": "bottom"}.get(direction, direction)
-            halves = "left or right" if direction == side else "top or bottom"
-            ask("position", f"Is the {item.name} on the {halves} of the picture?", side)
-        for other in unique:
-            for direction in _directions(item.center, other.center):
-                truth = bool(rng.integers(2))
-                relation = _relation(direction if truth else OPPOSITES[direction])
-                question = f"Is the {item.name} {relation} the {other.name}?"
-                ask("position", question, "yes" if truth else "no")
-    kinds = sorted({question.kind for question in found})
-    chosen = [_pick(rng, [item for item in found if item.kind == kind]) for kind in kinds]
-    return tuple(chosen[i] for i in rng.permutation(len(chosen)))
-
-
-def _exists_question(rng: np.random.Generator, objects: Sequence[SceneObject]) -> Question:
-    """Yes or no by a coin; a no joins one object's colour to another's shape where it can."""
-    present = [item.name for item in objects if not item.text]
-    if rng.random() < 0.5:
-        return Question(f"Is there {_a(_pick(rng, present))}?", "yes", "exists")
-    # Some call a ring a circle, so a ring rules out the circle of its colour.
-    excluded = {*present, *(name.replace("ring", "circle") for name in present)}
-    absent = [name for name in CLASS_NAMES if name not in excluded]
-    words = {word for item in objects for word in item.name.split()}
-    mixed = [name for name in absent if words.issuperset(name.split())]
-    near = [name for name in absent if words.intersection(name.split())]
-    return Question(f"Is there {_a(_pick(rng, mixed or near))}?", "no", "exists")

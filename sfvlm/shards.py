@@ -68,7 +68,7 @@ class TarPhotos:
             raise ValueError(self.broken)
         meta = {} if meta is None else json.loads(meta)
         if not isinstance(meta, dict):
-            raise ValueError("its .json is not an object")  # noqa: TRY004, as other broken data
+            raise ValueError("its .json is not an object")
         if text is None:
             captions = captions_of(meta)
         else:

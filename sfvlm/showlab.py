@@ -9,11 +9,12 @@ deterministic model, but not quite the trained one. The raw form has them.
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .configuration import preset
+from .configuration import SparseFormerConfig, preset
 from .sparseformer import SparseFormerModel
 from .teachers import check_keys
 
@@ -83,14 +84,16 @@ OFFICIAL: dict[str, str | None] = {
     "global_roi.weight": None,  # the class token's box, which nothing reads
     **{f"blocks.{{}}.{theirs}": f"blocks.{{}}.{ours}" for theirs, ours in _BLOCK.items()},
     **{f"{theirs}.{kind}": f"head.norm.{kind}" for theirs in ("norm", "head.norm", "ln_post") for kind in _KINDS},
-    **{f"{theirs}.{kind}": f"head.LAST.{kind}" for theirs in ("proj", "head.classifier", "cls_head") for kind in _KINDS},
+    **{
+        f"{theirs}.{kind}": f"head.LAST.{kind}" for theirs in ("proj", "head.classifier", "cls_head") for kind in _KINDS
+    },
 }
 
 _FIRST_CORTEX_LAYER = 3
 
 
-def convert(official: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Official tensors, in either form, under our names for the preset `name`.
+def convert(official: dict[str, Tensor], config: SparseFormerConfig) -> dict[str, Tensor]:
+    """Official tensors, in either form, under our names for a fresh-focusing configuration.
 
     Raises:
         ValueError: A tensor is in no table.
@@ -99,7 +102,7 @@ def convert(official: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     if "token_roi_cc.weight" in tensors and "token_roi_wh.weight" in tensors:  # raw: centres and sizes
         center, size = tensors.pop("token_roi_cc.weight"), tensors.pop("token_roi_wh.weight")
         tensors["token_roi.weight"] = torch.cat([center - size / 2, center + size / 2], dim=1)
-    last = "classifier" if preset(name).num_classes else "projection"
+    last = "classifier" if config.num_classes else "projection"
     converted: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         template, number = _template(key)
@@ -122,25 +125,25 @@ def load_official(checkpoint: str | Path, name: str) -> SparseFormerModel:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        state = load_file(path)
+        state: dict[str, Any] = dict(load_file(path))
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    return from_official(state.get("model", state), name)
+    return from_official(state.get("model", state), preset(name))
 
 
-def from_official(state: dict[str, Tensor], name: str) -> SparseFormerModel:
-    """Builds the preset `name` from official tensors in memory; see `load_official`."""
-    model = SparseFormerModel(preset(name))
-    tensors = convert(state, name)
+def from_official(state: dict[str, Tensor], config: SparseFormerConfig) -> SparseFormerModel:
+    """Builds a model from official tensors in memory; see `load_official`."""
+    model = SparseFormerModel(config)
+    tensors = convert(state, config)
     stage = "focusing.stage_embedding"
     if stage not in tensors:
         warnings.warn(
-            f"The official checkpoint for {name} lacks stage_embedding (the official converter deletes it); "
-            "it is set to zero, so outputs differ from the trained model's. The raw checkpoint has it.",
+            "The official checkpoint lacks stage_embedding (the official converter deletes it); it is set to zero, so "
+            "outputs differ from the trained model's. The raw checkpoint has it.",
             stacklevel=2,
         )
         tensors[stage] = torch.zeros_like(model.state_dict()[stage])
-    check_keys(tensors, model.state_dict(), f"the official checkpoint for {name}")
+    check_keys(tensors, model.state_dict(), "the official checkpoint")
     model.load_state_dict(tensors)
     return model.eval()
 

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from . import roi
 from .blocks import AttentionPool, Block, Head, block_sizes
@@ -268,7 +268,9 @@ def _kernel_resampling(old: int, new: int) -> Tensor:
     again is the identity (FlexiViT, arXiv 2212.08013, section 3.4).
     """
     small, large = sorted((old, new))
-    enlarge = F.interpolate(torch.eye(small, dtype=torch.float64)[None], size=large, mode="linear")[0].T  # (large, small)
+    enlarge = F.interpolate(torch.eye(small, dtype=torch.float64)[None], size=large, mode="linear")[
+        0
+    ].T  # (large, small)
     return (torch.linalg.pinv(enlarge).T if new > old else enlarge.T).float()
 
 
@@ -280,6 +282,14 @@ def resample_kernel(kernel: Tensor, side: int) -> Tensor:
     return (weights @ kernel.float() @ weights.T).to(kernel.dtype)
 
 
+def _constant(number: int) -> int:
+    """The same number, counted up: torch.compile then takes it as a constant, where it would trace a symbol."""
+    count = 0
+    while count < number:
+        count += 1
+    return count
+
+
 class SparseFormerModel(PreTrainedModel):
     """A sparse image encoder: `model(pixel_values, num_tokens=49)` -> `SparseFormerOutput`."""
 
@@ -287,10 +297,9 @@ class SparseFormerModel(PreTrainedModel):
     config: SparseFormerConfig
     base_model_prefix = "sparseformer"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["Block", "FreshFocusing", "InheritedFocusing"]
+    _no_split_modules = ["Block", "FreshFocusing", "InheritedFocusing"]  # noqa: RUF012
 
     def __init__(self, config: SparseFormerConfig) -> None:
         super().__init__(config)
@@ -298,7 +307,9 @@ class SparseFormerModel(PreTrainedModel):
         fresh = config.focusing == "fresh"
         self.focusing = FreshFocusing(config) if fresh else InheritedFocusing(config)
         self.cls_token = nn.Parameter(torch.empty(config.hidden_size)) if config.has_cls_token else None
-        self.pre_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
+        self.pre_norm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
+        )
         self.blocks = nn.ModuleList(Block(*block_sizes(config)) for _ in range(config.num_hidden_layers))
         self.head = Head(config)
         self.post_init()
@@ -322,10 +333,13 @@ class SparseFormerModel(PreTrainedModel):
             ValueError: The pixels are not (B, 3, H, W), or the budget is not positive.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
-            raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, 3, height, width).")
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, 3, height, width)."
+            )
         count = self.config.num_tokens if num_tokens is None else num_tokens
         if count < 1:
             raise ValueError(f"num_tokens is {count}; a photo needs at least 1 token.")
+        count = _constant(count)
         pixels = pixel_values.to(self.dtype)
 
         if isinstance(self.focusing, FreshFocusing):
@@ -369,7 +383,7 @@ class SparseFormerModel(PreTrainedModel):
 
     def _wants_hidden_states(self, asked: bool | int | None) -> bool:
         # LLaVA in transformers 5.23 asks by layer number, and layer 0 or -1 must not read as "no".
-        return self.config.output_hidden_states if asked is None else asked is not False
+        return bool(self.config.output_hidden_states) if asked is None else asked is not False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

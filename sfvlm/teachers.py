@@ -13,7 +13,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,11 @@ TIMM: Table = {
     "patch_embed.proj.bias": "patch.bias",
     "norm_pre.weight": "pre_norm.weight",
     "norm_pre.bias": "pre_norm.bias",
-    **{f"blocks.{{}}.{name}.{kind}": f"blocks.{{}}.{name}.{kind}" for name in BLOCK_TENSORS for kind in ("weight", "bias")},
+    **{
+        f"blocks.{{}}.{name}.{kind}": f"blocks.{{}}.{name}.{kind}"
+        for name in BLOCK_TENSORS
+        for kind in ("weight", "bias")
+    },
     "norm.weight": "head.norm.weight",
     "norm.bias": "head.norm.bias",
     "fc_norm.weight": "head.norm.weight",
@@ -284,23 +288,29 @@ def _open_timm(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
     path = file[0] if file else None
     if path is not None and not Path(path).is_file():
         raise ValueError(f"The weights file {path} of teacher {source!r} does not exist.")
-    try:
-        model = timm.create_model(name, pretrained=path is None, checkpoint_path=path or "")
-    except OSError as error:
-        raise ValueError(
-            f"The weights of {name!r} cannot be downloaded ({type(error).__name__}); give a file: timm:{name}:/path.safetensors"
-        ) from error
+    model = timm.create_model(name, pretrained=False)
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"timm's {name!r} is a {type(model).__name__}, not a plain VisionTransformer.")
-    block = model.blocks[0]
+    try:
+        if path is None:
+            model = timm.create_model(name, pretrained=True)
+        else:
+            timm.models.load_checkpoint(model, path)
+    except Exception as error:  # hub, pickle, safetensors and key errors are of many unrelated types
+        raise ValueError(
+            f"The weights of {source!r} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"give a file of that model: timm:{name}:/path.safetensors."
+        ) from error
+    assert isinstance(model, VisionTransformer)
+    block = cast(Any, model.blocks[0])
     pooling = {"token": "cls", "avg": "mean", "map": "attention"}.get(model.global_pool)
     patch, grid = model.patch_embed.patch_size, model.patch_embed.grid_size
+    canonical = rename(model.state_dict(), TIMM, source)
     if pooling is None or patch[0] != patch[1] or grid[0] != grid[1] or model.num_prefix_tokens != (pooling == "cls"):
         raise ValueError(
             f"timm's {name!r} pools by {model.global_pool!r} with {model.num_prefix_tokens} prefix tokens on a grid of {grid}; "
             "supported are 'token' with one, or 'avg' and 'map' without any, on a square grid."
         )
-    tensors = {key: value for key, value in model.state_dict().items()}
     config = _teacher_config(
         image_size=patch[0] * grid[0],
         patch=patch[0],
@@ -310,23 +320,24 @@ def _open_timm(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
         mlp=block.mlp.fc1.out_features,
         activation=_activation_name(block.mlp.act),
         eps=block.norm1.eps,
-        mean=model.pretrained_cfg["mean"],
-        std=model.pretrained_cfg["std"],
+        mean=cast(Any, model.pretrained_cfg)["mean"],
+        std=cast(Any, model.pretrained_cfg)["std"],
         pooling=pooling,
-        tensors=(canonical := rename(tensors, TIMM, source)),
+        tensors=canonical,
     )
     return config, canonical
 
 
 def _open_open_clip(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
     import open_clip
-    from open_clip.transformer import VisionTransformer
 
     if source.startswith("open_clip:"):
         _, name, *file = source.split(":", 2)
         pretrained = file[0] if file else None
         if pretrained is None:
-            raise ValueError(f"Teacher {source!r} names no weights: give a file or a tag, open_clip:{name}:/path/or/tag.")
+            raise ValueError(
+                f"Teacher {source!r} names no weights: give a file or a tag, open_clip:{name}:/path/or/tag."
+            )
         if name not in open_clip.list_models():
             raise ValueError(f"open_clip knows no model named {name!r}; see open_clip.list_models().")
     else:
@@ -343,13 +354,17 @@ def open_clip_vision(visual: Any, source: str) -> tuple[SparseFormerConfig, dict
     from open_clip.transformer import VisionTransformer
 
     if not isinstance(visual, VisionTransformer):
-        raise ValueError(f"The vision tower of {source!r} is a {type(visual).__name__}; only open_clip's own ViT is supported.")
+        raise ValueError(
+            f"The vision tower of {source!r} is a {type(visual).__name__}; only open_clip's own ViT is supported."
+        )
     if visual.attn_pool is not None or visual.pool_type != "tok" or getattr(visual, "final_ln_after_pool", False):
-        raise ValueError(f"The vision tower of {source!r} pools by {visual.pool_type!r}; only the class token is supported.")
-    block = visual.transformer.resblocks[0]
+        raise ValueError(
+            f"The vision tower of {source!r} pools by {visual.pool_type!r}; only the class token is supported."
+        )
+    block = cast(Any, visual.transformer.resblocks[0])
     tensors = dict(visual.state_dict())
     canonical = rename(tensors, OPEN_CLIP, source)
-    patch = visual.patch_size[0]
+    patch = cast(Any, visual.patch_size)[0]
     config = _teacher_config(
         image_size=patch * visual.grid_size[0],
         patch=patch,
@@ -395,7 +410,6 @@ def _open_transformers(source: str, local_files_only: bool) -> tuple[SparseForme
         pooling="attention" if siglip else "cls",
         tensors=canonical,
     )
-    # LLaVA's towers were cut above the layer they read: fewer tensors than the configuration says is normal nowhere else.
     return config, canonical
 
 
@@ -494,7 +508,9 @@ def _vision_tensors(folder: Path, source: str) -> dict[str, Tensor]:
     """The tower's tensors alone, without its prefix: 4.x and 5.x of transformers, and LLaVA, nest it differently."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"The folder of {source!r} holds no .safetensors file; convert pickled weights with transformers first.")
+        raise ValueError(
+            f"The folder of {source!r} holds no .safetensors file; convert pickled weights with transformers first."
+        )
     anchor = "embeddings.patch_embedding.weight"
     index: dict[str, Path] = {}
     for file in files:
@@ -514,5 +530,5 @@ def _vision_tensors(folder: Path, source: str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
         with safe_open(file, framework="pt") as opened:
-            tensors |= {wanted[key]: opened.get_tensor(key) for key in opened.keys() if key in wanted}
+            tensors |= {wanted[key]: opened.get_tensor(key) for key in opened.keys() if key in wanted}  # noqa: SIM118
     return tensors

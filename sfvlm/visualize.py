@@ -21,7 +21,9 @@ def token_color(index: int, count: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def draw_boxes(image: Image.Image, boxes: Tensor, points: Tensor | None = None, tokens: list[int] | None = None) -> Image.Image:
+def draw_boxes(
+    image: Image.Image, boxes: Tensor, points: Tensor | None = None, tokens: list[int] | None = None
+) -> Image.Image:
     """Draws boxes (N, 4) and points (N, P, 2), both in fractions of the image, on a copy of it.
 
     Args:
@@ -57,7 +59,11 @@ def contact_sheet(images: list[Image.Image], columns: int, gap: int = 6) -> Imag
 
 @torch.no_grad()
 def draw_focusing(
-    model: SparseFormerModel, image: Image.Image, num_tokens: int | None = None, size: int = 336, with_points: bool = False
+    model: SparseFormerModel,
+    image: Image.Image,
+    num_tokens: int | None = None,
+    size: int = 336,
+    with_points: bool = False,
 ) -> Image.Image:
     """The photo, then the photo with the boxes of every step, side by side; `size` pixels high each."""
     config = model.config

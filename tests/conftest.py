@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
-
 from tiny import randomize
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from sfvlm.scenes import render_scene
 
@@ -46,7 +45,9 @@ def _few_threads() -> None:
 @pytest.fixture(scope="session")
 def clip_model() -> CLIPModel:
     torch.manual_seed(0)
-    config = CLIPConfig(text_config=CLIPTextConfig(**TEXT).to_dict(), vision_config=CLIPVisionConfig(**VISION).to_dict())
+    config = CLIPConfig(
+        text_config=CLIPTextConfig(**TEXT).to_dict(), vision_config=CLIPVisionConfig(**VISION).to_dict()
+    )
     config.projection_dim = 24
     return randomize(CLIPModel(config)).eval()  # type: ignore[return-value]
 

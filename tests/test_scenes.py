@@ -10,18 +10,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sfvlm.scenes import (
-    BACKGROUNDS,
-    CLASS_NAMES,
-    COLORS,
-    SHAPES,
-    Question,
-    Scene,
-    SceneObject,
-    class_prompt,
-    render_scene,
-    scene_dataset,
-)
+from sfvlm.scene_texts import CLASS_NAMES, COLORS, SHAPES, Question, SceneObject, class_prompt
+from sfvlm.scenes import BACKGROUNDS, Scene, render_scene, scene_dataset
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +45,7 @@ def test_scene_is_the_same_in_another_process_and_order() -> None:
         "    content = scene.image.tobytes() + json.dumps(scene.to_meta()).encode()\n"
         "    print(hashlib.sha256(content).hexdigest())\n"
     )
-    other = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     here = {index: digest(render_scene(11, index, 96)) for index in (3, 5, 7)}
     assert other.stdout.split() == [here[7], here[3], here[5]]
 
@@ -83,17 +71,11 @@ def test_boxes_lie_inside_the_image_and_do_not_touch(scenes: list[Scene]) -> Non
             x1, y1, x2, y2 = item.box
             assert 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1
             for other in scene.objects[:number]:
-                assert (
-                    x2 < other.box[0] or other.box[2] < x1 or y2 < other.box[1] or other.box[3] < y1
-                )
+                assert x2 < other.box[0] or other.box[2] < x1 or y2 < other.box[1] or other.box[3] < y1
 
 
-@pytest.mark.parametrize(
-    ("small_objects", "count", "image_size"), [(False, 25, 224), (True, 6, 640)]
-)
-def test_object_color_reaches_all_sides_of_its_box(
-    small_objects: bool, count: int, image_size: int
-) -> None:
+@pytest.mark.parametrize(("small_objects", "count", "image_size"), [(False, 25, 224), (True, 6, 640)])
+def test_object_color_reaches_all_sides_of_its_box(small_objects: bool, count: int, image_size: int) -> None:
     for index in range(count):
         scene = render_scene(8, index, image_size, small_objects)
         pixels = np.asarray(scene.image).astype(int)

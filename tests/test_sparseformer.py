@@ -7,8 +7,7 @@ from tiny import randomize, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModel
 
 import sfvlm
-from sfvlm import roi, sparseformer
-from sfvlm import SparseFormerConfig, SparseFormerModel, preset
+from sfvlm import SparseFormerConfig, SparseFormerModel, preset, roi, sparseformer
 from sfvlm.configuration import PRESETS
 from sfvlm.sparseformer import FreshFocusing, resample_kernel
 

@@ -20,27 +20,26 @@ from transformers import CLIPModel, PreTrainedTokenizerFast, SiglipConfig, Sigli
 from sfvlm.cli import ZeroShotCommand, run, zeroshot_command
 from sfvlm.images import open_photos
 from sfvlm.inherit import inherit, student_config
-from sfvlm.scenes import COLORS, render_scene
-from sfvlm.teachers import open_teacher
-from sfvlm.zeroshot import (
-    Classes,
+from sfvlm.metrics import (
     Encoded,
-    EvaluationViews,
-    build_classifier,
     classification_metrics,
-    classify,
     confidence_interval,
-    encode_all,
     fidelity,
+    retrieval_metrics,
+    topk_accuracy,
+)
+from sfvlm.scene_texts import COLORS
+from sfvlm.scenes import render_scene
+from sfvlm.teachers import open_teacher
+from sfvlm.texts import (
+    build_classifier,
     fill,
     imagenet_indices,
     imagenet_names,
     imagenet_templates,
     open_text_encoder,
-    resolve_classes,
-    retrieval_metrics,
-    topk_accuracy,
 )
+from sfvlm.zeroshot import Classes, EvaluationViews, classify, encode_all, resolve_classes
 
 SIX_KEYS = {"dataset", "model", "pretrained", "task", "metrics", "language"}
 HALVES = ((0.5,) * 3, (0.5,) * 3)

@@ -1,0 +1,59 @@
+"""Results of an evaluation: a table for people, and the files that CLIP_benchmark reads."""
+
+import importlib.metadata
+import json
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .checkpoints import write_text
+from .metrics import RECALLS
+
+Row = dict[str, Any]  # CLIP_benchmark's six keys: dataset, model, pretrained, task, metrics, language
+# What a table shows, in this order: metric, heading, and how a number is written.
+COLUMNS = (
+    ("tokens", "tokens", "{:.0f}"),
+    ("mean_tokens", "a block", "{:.1f}"),
+    ("gmacs", "GMACs", "{:.3g}"),
+    ("acc1", "acc1", "{:.1%}"),
+    ("acc1_low", "95 % from", "{:.1%}"),
+    ("acc1_high", "to", "{:.1%}"),
+    ("acc5", "acc5", "{:.1%}"),
+    ("mean_per_class_recall", "recall", "{:.1%}"),
+    ("acc1_restricted", "acc1 listed", "{:.1%}"),
+    *((f"{what}_retrieval_recall@{k}", f"{what} R@{k}", "{:.1%}") for what in ("image", "text") for k in RECALLS),
+    ("agreement", "agreement", "{:.1%}"),
+    ("cosine", "cosine", "{:.3f}"),
+)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Results as an aligned table, a row a model: what none of them has is left out."""
+    columns = [column for column in COLUMNS if any(column[0] in row["metrics"] for row in rows)]
+    lines = [["model", *(heading for _, heading, _ in columns)]]
+    for row in rows:
+        cells = [form.format(row["metrics"][name]) if name in row["metrics"] else "" for name, _, form in columns]
+        lines.append([row["model"], *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+
+
+def write_results(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> Path:
+    """Writes all rows and `facts` to `path`, and each row alone to the folder of that name without its suffix.
+
+    A row has the keys dataset, model, pretrained, task, metrics, language; `clip_benchmark build FOLDER` reads the
+    folder, which is returned. Files are whole or absent; earlier rows of the folder that these do not replace stay.
+    """
+    folder = path.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        name = re.sub(r"[^\w.@-]+", "-", "_".join(row[key] for key in ("dataset", "pretrained", "model", "task")))
+        write_text(folder / f"{name.strip('-')[-200:]}.json", json.dumps(row, indent=1) + "\n")
+    packages = ("sfvlm", "torch", "transformers", "numpy", "pillow")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    content = {"results": list(rows), **facts, "date": date, "versions": versions}
+    write_text(path, json.dumps(content, indent=1) + "\n")
+    return folder

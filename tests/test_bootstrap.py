@@ -1,0 +1,231 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from sfvlm import SparseFormerModel
+from sfvlm.alignment import Objective
+from sfvlm.bootstrap import BootstrapOptions, NonFiniteLoss, bootstrap, rate_at
+from sfvlm.checkpoints import list_checkpoints
+from sfvlm.images import open_photos
+from sfvlm.inherit import inherit, student_config
+from sfvlm.teachers import open_teacher
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "bootstrap_clip.py"
+QUICK = dict(
+    steps=6, batch_size=4, workers=0, held_back=2, eval_every=3, save_every=2, log_every=1, cpu=True, learning_rate=1e-3
+)
+
+
+def run(teacher: Path, photos: Path, out: Path, resume: bool = False, stop_after: int | None = None, **changes: object):
+    opened = open_teacher(teacher)
+    torch.manual_seed(0)
+    focusing = changes.pop("focusing", "inherited")
+    student, report = inherit(opened, student_config(opened.config, num_tokens=4, focusing=focusing), 2)
+    options = BootstrapOptions(**(QUICK | changes))
+    bootstrap(opened, student, report, open_photos(photos), out, options, resume=resume, stop_after=stop_after)
+    return load_file(out / "model.safetensors") if (out / "model.safetensors").exists() else None
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_rates_rise_and_then_fall_to_zero() -> None:
+    options = BootstrapOptions(steps=100, warmup=0.1)
+    rates = [rate_at(step, options) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert max(rates) == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.001
+
+
+@pytest.mark.parametrize("focusing", ["inherited", "fresh"])
+def test_a_run_writes_a_folder_that_loads_and_says_where_it_came_from(
+    focusing: str, clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    run(clip_folder, photo_folder, tmp_path / "out", focusing=focusing)
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {
+        "config.json", "model.safetensors", "preprocessor_config.json", "inheritance.json", "bootstrap.json",
+        "metrics.jsonl", "README.md", "checkpoints",
+    } <= files  # fmt: skip
+    model = SparseFormerModel.from_pretrained(tmp_path / "out")
+    assert model(torch.randn(1, 3, 32, 32)).pooler_output.shape == (1, 24)
+    facts = json.loads((tmp_path / "out" / "bootstrap.json").read_text())
+    assert facts["photos_seen"] == 24
+    assert facts["teacher_sha256"] == open_teacher(clip_folder).sha256
+    assert {"step", "loss", "box_size", "box_coverage", "rate", "photos_a_second"} <= lines(tmp_path / "out")[0].keys()
+    assert [path.name for path in list_checkpoints(tmp_path / "out" / "checkpoints")] == [
+        "step-00000004",
+        "step-00000006",
+    ]
+
+
+def test_training_brings_the_student_nearer_and_touches_nothing_frozen(
+    clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    trained = run(clip_folder, photo_folder, tmp_path / "out", steps=40, batch_size=8, eval_every=0, save_every=100)
+    assert trained is not None
+    teacher = open_teacher(clip_folder).model.state_dict()
+    assert torch.equal(trained["blocks.3.attn.qkv.weight"], teacher["blocks.3.attn.qkv.weight"])
+    assert torch.equal(trained["head.projection.weight"], teacher["head.projection.weight"])
+    assert not torch.equal(trained["blocks.0.attn.qkv.weight"], teacher["blocks.0.attn.qkv.weight"])
+    losses = [line["loss"] for line in lines(tmp_path / "out") if "loss" in line]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9}, {"tune": "lora"}, {"cached_views": 2}])
+def test_a_resumed_run_ends_on_the_same_bits(
+    changes: dict[str, object], clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    whole = run(clip_folder, photo_folder, tmp_path / "whole", **changes)
+    run(clip_folder, photo_folder, tmp_path / "parts", stop_after=3, **changes)
+    resumed = run(clip_folder, photo_folder, tmp_path / "parts", resume=True, **changes)
+    assert whole is not None
+    assert resumed is not None
+    assert same(whole, resumed)
+    keep = [{k: v for k, v in line.items() if k != "photos_a_second"} for line in lines(tmp_path / "whole")]
+    assert keep == [{k: v for k, v in line.items() if k != "photos_a_second"} for line in lines(tmp_path / "parts")]
+
+
+def command(teacher: Path, photos: Path, out: Path, *more: str) -> list[str]:
+    flags = ["--teacher", teacher, "--photos", photos, "--out", out, "--num-tokens", "4", "--batch-size", "4"]
+    quick = [
+        "--held-back",
+        "2",
+        "--workers",
+        "1",
+        "--cpu",
+        "--save-every",
+        "2",
+        "--log-every",
+        "1",
+        "--eval-every",
+        "0",
+    ]
+    return [sys.executable, str(SCRIPT), *map(str, flags), *quick, *more]
+
+
+def test_a_killed_run_resumes_to_the_same_bits(clip_folder: Path, photo_folder: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    steps = ("--steps", "40")
+    subprocess.run(
+        command(clip_folder, photo_folder, tmp_path / "whole", *steps), check=True, env=environment, capture_output=True
+    )
+    process = subprocess.Popen(
+        command(clip_folder, photo_folder, tmp_path / "killed", *steps),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list_checkpoints(tmp_path / "killed" / "checkpoints") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    assert list_checkpoints(tmp_path / "killed" / "checkpoints")
+    subprocess.run(
+        command(clip_folder, photo_folder, tmp_path / "killed", *steps, "--resume"),
+        check=True,
+        env=environment,
+        capture_output=True,
+    )
+    assert same(load_file(tmp_path / "whole/model.safetensors"), load_file(tmp_path / "killed/model.safetensors"))
+
+
+def test_two_processes_give_the_single_process_result(clip_folder: Path, photo_folder: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    one = command(clip_folder, photo_folder, tmp_path / "one", "--steps", "4", "--workers", "0")
+    two = command(clip_folder, photo_folder, tmp_path / "two", "--steps", "4", "--workers", "0")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run(one, check=True, env=environment, capture_output=True)
+    subprocess.run([*launcher, *two[1:]], check=True, env=environment, capture_output=True)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        torch.testing.assert_close(tensor, second[key], atol=2e-5, rtol=1e-4, msg=key)
+
+
+def test_other_options_than_the_checkpoints_are_refused_by_name(
+    clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    run(clip_folder, photo_folder, tmp_path / "out", stop_after=2)
+    with pytest.raises(ValueError, match=r"batch_size: 4 then, 6 now"):
+        run(clip_folder, photo_folder, tmp_path / "out", resume=True, batch_size=6)
+    with pytest.raises(ValueError, match="continue it with --resume"):
+        run(clip_folder, photo_folder, tmp_path / "out")
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(
+    clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(NonFiniteLoss, match=r"at step \d+ \(photos .*png"):
+        run(clip_folder, photo_folder, tmp_path / "out", steps=60, learning_rate=1e30, clip_grad_norm=0.0, save_every=1)
+    checkpoints = list_checkpoints(tmp_path / "out" / "checkpoints")
+    assert checkpoints
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_corrupt_photos_among_good_ones_are_listed_and_the_run_finishes(
+    clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in photo_folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "cut.png").write_bytes((folder / "003.png").read_bytes()[:300])
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("no photo")
+    Image.new("L", (40, 40)).save(folder / "grey.png")
+    run(clip_folder, folder, tmp_path / "out", steps=16)
+    skipped = {json.loads(line)["key"] for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()}
+    assert {Path(key).name for key in skipped} == {"cut.png", "empty.jpg", "text.jpg"}
+    facts = json.loads((tmp_path / "out" / "bootstrap.json").read_text())
+    assert facts["photos_skipped"] == 3
+
+
+@pytest.mark.parametrize("objective", [Objective(), Objective(pooled=0.5, tokens=1.0)])
+def test_a_run_at_reckless_rates_cannot_end_with_collapsed_boxes(
+    objective: Objective, clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    run(
+        clip_folder, photo_folder, tmp_path / "out", steps=60, batch_size=8, eval_every=0, save_every=100,
+        objective=objective, learning_rate=1e-3, fresh_learning_rate=0.1, box_learning_rate=0.05,
+    )  # fmt: skip
+    final = lines(tmp_path / "out")[-1]
+    assert final["eval_box_size"] <= 1.0
+    assert final["eval_box_outside"] == 0.0
+    assert final["eval_box_coverage"] > 0.1
+
+
+def test_a_teacher_cache_of_other_settings_is_refused(clip_folder: Path, photo_folder: Path, tmp_path: Path) -> None:
+    shared = dict(cached_views=2, teacher_cache=tmp_path / "cache")
+    run(clip_folder, photo_folder, tmp_path / "first", **shared)
+    run(clip_folder, photo_folder, tmp_path / "second", **shared)
+    assert same(*(load_file(tmp_path / name / "model.safetensors") for name in ("first", "second")))
+    with pytest.raises(ValueError, match="other settings \\(seed\\)"):
+        run(clip_folder, photo_folder, tmp_path / "third", seed=1, **shared)
+
+
+def test_the_script_answers_bad_input_with_one_sentence_and_code_two(clip_folder: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        command(clip_folder, tmp_path / "nowhere", tmp_path / "out"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr

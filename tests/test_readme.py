@@ -1,0 +1,44 @@
+"""The README is true: its files exist, its Python runs, its flags are flags."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_model
+
+from sfvlm.export import image_processor
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_module_is_in_the_tree_with_a_line() -> None:
+    tree = README.split("## The files")[1]
+    modules = {path.name for path in (ROOT / "sfvlm").glob("[!_]*.py")}
+    assert {name for name in modules if not re.search(rf"^\s+{re.escape(name)}\s+\w", tree, re.M)} == set()
+    assert {name for name in re.findall(r"^  (\w+\.py)", tree, re.M) if name not in modules} == set()
+
+
+def test_the_python_on_the_first_screen_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(num_tokens=49, teacher_grid=14, image_size=28, glimpse_size=4, teacher_patch_size=2)
+    model.save_pretrained(tmp_path / "runs/sf49")
+    image_processor(model.config).save_pretrained(tmp_path / "runs/sf49")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    snippet = re.search(r"```python\n(.*?)```", README, re.S)
+    assert snippet
+    names: dict[str, object] = {}
+    exec(snippet[1], names)
+    assert names["output"].hidden_states[-2].shape == torch.Size([1, 50, 64])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("script", ["scripts/bootstrap_clip.py", "eval/zeroshot.py", "eval/speed.py"])
+def test_scripts_explain_themselves_and_know_the_readmes_flags(script: str) -> None:
+    done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
+    for line in re.findall(rf"^python {script} (.*)$", README, re.M):
+        for flag in re.findall(r"--[a-z-]+", line):
+            assert flag in done.stdout, flag

@@ -1,0 +1,226 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import randomize
+from transformers import (
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from sfvlm.teachers import Teacher, open_teacher, tensor_hash
+
+PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def clip_teacher(clip_folder: Path) -> Teacher:
+    return open_teacher(clip_folder)
+
+
+@torch.no_grad()
+def test_a_clip_teacher_equals_transformers_layer_by_layer(clip_teacher: Teacher, clip_model: CLIPModel) -> None:
+    output = clip_teacher.model(PIXELS)
+    theirs = clip_model.vision_model(PIXELS, output_hidden_states=True)
+    close(output.pooled, clip_model.get_image_features(PIXELS).pooler_output)
+    assert len(output.hidden_states) == len(theirs.hidden_states)
+    for ours, reference in zip(output.hidden_states, theirs.hidden_states, strict=True):
+        close(ours, reference)
+
+
+@torch.no_grad()
+def test_an_inherited_block_equals_the_teachers_on_random_tokens(clip_teacher: Teacher, clip_model: CLIPModel) -> None:
+    tokens = torch.randn(2, 11, 64)
+    for ours, theirs in zip(clip_teacher.model.blocks, clip_model.vision_model.encoder.layers, strict=True):
+        reference = theirs(tokens, attention_mask=None)
+        close(ours(tokens), reference[0] if isinstance(reference, tuple) else reference)
+
+
+def test_what_matters_is_read_from_the_configuration(clip_teacher: Teacher) -> None:
+    config = clip_teacher.config
+    assert (config.hidden_act, config.layer_norm_eps, config.num_hidden_layers) == ("quick_gelu", 1e-5, 4)
+    assert (config.teacher_patch_size, config.teacher_grid, config.projection_dim) == (8, 4, 24)
+
+
+def test_old_and_new_key_names_and_towers_alone_are_one_teacher(
+    clip_teacher: Teacher, clip_model: CLIPModel, tmp_path: Path
+) -> None:
+    with_projection = CLIPVisionModelWithProjection(clip_model.config.vision_config)
+    with_projection.vision_model.load_state_dict(clip_model.vision_model.state_dict())
+    with_projection.visual_projection.load_state_dict(clip_model.visual_projection.state_dict())
+    with_projection.save_pretrained(tmp_path / "projected")
+    assert open_teacher(tmp_path / "projected").sha256 == clip_teacher.sha256
+
+    tower = CLIPVisionModel(clip_model.config.vision_config)
+    tower.load_state_dict(clip_model.vision_model.state_dict())
+    tower.save_pretrained(tmp_path / "new")
+    new = open_teacher(tmp_path / "new")
+    assert new.config.projection_dim == 0
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    tensors = load_file(tmp_path / "new" / "model.safetensors")
+    prefix = "vision_model."
+    old = {prefix + key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    old[f"{prefix}embeddings.position_ids"] = torch.arange(17)[None]
+    save_file(old, tmp_path / "old" / "model.safetensors")
+    assert open_teacher(tmp_path / "old").sha256 == new.sha256
+
+
+def test_the_tower_inside_a_llava_is_found(clip_model: CLIPModel, tmp_path: Path) -> None:
+    vision = clip_model.config.vision_config
+    text = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2)
+    llava = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=5))
+    llava.model.vision_tower.load_state_dict(clip_model.vision_model.state_dict())
+    llava.save_pretrained(tmp_path)
+    teacher = open_teacher(tmp_path)
+    with torch.no_grad():
+        theirs = llava.model.vision_tower(PIXELS, output_hidden_states=True).hidden_states
+        close(teacher.model(PIXELS).hidden_states[-2], theirs[-2])
+
+
+@torch.no_grad()
+def test_open_clip_and_timm_forms_of_one_model_are_one_teacher(
+    clip_teacher: Teacher, clip_model: CLIPModel, tmp_path: Path
+) -> None:
+    import open_clip
+
+    config = {
+        "embed_dim": 24,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 32, "layers": 4, "width": 64, "head_width": 32, "patch_size": 8, "mlp_ratio": 2.0},
+        "text_cfg": {"context_length": 16, "vocab_size": 99, "width": 32, "heads": 2, "layers": 1},
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    theirs = open_clip.CLIP(**config)
+    canonical = clip_teacher.model.state_dict()
+    state = theirs.visual.state_dict()
+    renamed = {
+        "class_embedding": canonical["cls_token"],
+        "positional_embedding": canonical["positions"],
+        "conv1.weight": canonical["patch.weight"],
+        "ln_pre.weight": canonical["pre_norm.weight"],
+        "ln_pre.bias": canonical["pre_norm.bias"],
+        "ln_post.weight": canonical["head.norm.weight"],
+        "ln_post.bias": canonical["head.norm.bias"],
+        "proj": canonical["head.projection.weight"].T,
+    }
+    parts = {
+        "ln_1": "norm1",
+        "attn.in_proj_": "attn.qkv.",
+        "attn.out_proj": "attn.proj",
+        "ln_2": "norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
+    for number in range(4):
+        for kind in ("weight", "bias"):
+            for name, ours in parts.items():
+                their_key = f"{name}{kind}" if name.endswith("_") else f"{name}.{kind}"
+                our_key = f"{ours}{kind}" if ours.endswith(".") else f"{ours}.{kind}"
+                renamed[f"transformer.resblocks.{number}.{their_key}"] = canonical[f"blocks.{number}.{our_key}"]
+    assert renamed.keys() == state.keys()
+    theirs.visual.load_state_dict(renamed)
+    save_file(theirs.state_dict(), tmp_path / "open_clip_model.safetensors")
+    teacher = open_teacher(f"local-dir:{tmp_path}")
+    assert teacher.config.hidden_act == "quick_gelu"
+    assert teacher.sha256 == clip_teacher.sha256
+    close(teacher.model(PIXELS).pooled, theirs.encode_image(PIXELS))
+
+
+@torch.no_grad()
+def test_a_timm_teacher_equals_timm_with_its_classifier(tmp_path: Path) -> None:
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=1000).eval()
+    randomize(model, scale=0.02)
+    save_file(model.state_dict(), tmp_path / "vit.safetensors")
+    teacher = open_teacher(f"timm:vit_tiny_patch16_224:{tmp_path / 'vit.safetensors'}")
+    pixels = torch.randn(2, 3, 224, 224)
+    output = teacher.model(pixels)
+    assert output.logits is not None
+    torch.testing.assert_close(output.logits, model(pixels), atol=1e-4, rtol=1e-4)
+    assert (teacher.config.hidden_act, teacher.config.layer_norm_eps) == ("gelu", 1e-6)
+    assert tuple(teacher.config.image_mean) == (0.5, 0.5, 0.5)
+
+
+@torch.no_grad()
+def test_a_siglip_teacher_pools_by_attention(tmp_path: Path) -> None:
+    fields = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2)
+    model = SiglipVisionModel(SiglipVisionConfig(**fields, image_size=32, patch_size=8)).eval()
+    randomize(model, scale=0.05)
+    model.save_pretrained(tmp_path)
+    teacher = open_teacher(tmp_path)
+    theirs = model(PIXELS, output_hidden_states=True)
+    assert teacher.config.hidden_act == "gelu_pytorch_tanh"
+    assert not teacher.config.has_cls_token
+    close(teacher.model(PIXELS).pooled, theirs.pooler_output)
+    close(teacher.model(PIXELS).hidden_states[-2], theirs.hidden_states[-2])
+
+
+def test_unknown_missing_and_misshapen_tensors_are_named(clip_folder: Path, tmp_path: Path) -> None:
+    def changed(name: str, change: object) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(clip_folder, folder)
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)  # type: ignore[operator]
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+
+    key = "vision_model.post_layernorm.bias"
+    with pytest.raises(ValueError, match="surprise"):
+        open_teacher(changed("unknown", lambda tensors: tensors.update({"vision_model.surprise": torch.ones(1)})))
+    with pytest.raises(ValueError, match=r"missing: head\.norm\.bias"):
+        open_teacher(changed("missing", lambda tensors: tensors.pop(key)))
+    with pytest.raises(ValueError, match=r"head\.norm\.bias is \(7,\), not \(64,\)"):
+        open_teacher(changed("shape", lambda tensors: tensors.update({key: torch.ones(7)})))
+
+
+def test_sources_that_cannot_be_opened_say_what_to_give(tmp_path: Path, clip_folder: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes((clip_folder / "model.safetensors").read_bytes()[:1000])
+    for source, message in {
+        str(weights): "timm:NAME:",
+        str(tmp_path): "no config.json",
+        "nobody/nothing": "local folder",
+        "timm:vit_unheard_of": "timm knows no model",
+        "timm:vit_tiny_patch16_224:/nowhere.safetensors": "does not exist",
+        "timm:resnet18:" + str(weights): "resnet18",
+        "open_clip:ViT-B-32": "names no weights",
+        "open_clip:ViT-Unheard-Of:x": "open_clip knows no model",
+        f"local-dir:{tmp_path}": "open_clip cannot open",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            open_teacher(source)
+    shutil.copy(clip_folder / "config.json", tmp_path / "config.json")
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        open_teacher(tmp_path)
+
+
+def test_a_configuration_that_holds_only_differences_is_completed(clip_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(clip_folder, tmp_path / "sparse")
+    path = tmp_path / "sparse" / "config.json"
+    config = json.loads(path.read_text())
+    default = CLIPVisionConfig().to_dict()
+    vision = {k: v for k, v in config["vision_config"].items() if k == "model_type" or default.get(k) != v}
+    path.write_text(json.dumps(config | {"vision_config": vision}))
+    assert open_teacher(tmp_path / "sparse").sha256 == open_teacher(clip_folder).sha256
+
+
+def test_the_hash_sees_a_single_changed_weight(clip_teacher: Teacher) -> None:
+    state = {key: tensor.clone() for key, tensor in clip_teacher.model.state_dict().items()}
+    assert tensor_hash(state) == clip_teacher.sha256
+    state["head.norm.bias"][0] += 1e-3
+    assert tensor_hash(state) != clip_teacher.sha256

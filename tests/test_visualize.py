@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import randomize, tiny_model
+
+from sfvlm import roi
+from sfvlm.cli import main
+from sfvlm.visualize import contact_sheet, draw_boxes, draw_focusing, token_color
+
+
+def test_a_box_is_drawn_where_it_is_and_nowhere_else() -> None:
+    black = Image.new("RGB", (100, 50))
+    drawn = np.asarray(draw_boxes(black, torch.tensor([[0.2, 0.4, 0.6, 0.8]])))
+    rows, columns = np.nonzero(drawn.sum(-1))
+    assert (columns.min(), columns.max()) == (20, 60)
+    assert (rows.min(), rows.max()) == (20, 40)
+    assert np.asarray(black).sum() == 0
+
+
+def test_tokens_have_colours_of_their_own() -> None:
+    assert len({token_color(index, 49) for index in range(49)}) == 49
+
+
+def test_only_the_asked_tokens_and_points_are_drawn() -> None:
+    black = Image.new("RGB", (64, 64))
+    tiles = roi.tile_layout(2)
+    one = np.asarray(draw_boxes(black, tiles, tokens=[0]))
+    assert one[:, 40:].sum() == 0
+    points = np.asarray(draw_boxes(black, tiles, roi.glimpse_points(tiles[None], 2)[0]))
+    assert points[8, 8].sum() > 0
+
+
+@pytest.mark.parametrize("focusing", ["inherited", "fresh"])
+def test_every_step_has_a_panel(focusing: str) -> None:
+    model = randomize(tiny_model(focusing), scale=0.05)
+    photo = Image.effect_noise((60, 40), 80).convert("RGB")
+    picture = draw_focusing(model, photo, size=40, with_points=True)
+    panels = 1 + len(model(torch.zeros(1, 3, 32, 32)).token_rois)
+    assert picture.size == (panels * 46 - 6, 40)
+
+
+def test_a_sheet_holds_its_pictures_row_by_row() -> None:
+    sheet = contact_sheet([Image.new("RGB", (10, 8), color) for color in ("red", "green", "blue")], columns=2, gap=2)
+    assert sheet.size == (22, 18)
+    assert sheet.getpixel((0, 0)) == (255, 0, 0)
+    assert sheet.getpixel((0, 12)) == (0, 0, 255)
+
+
+def test_the_command_line_draws_and_names_what_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_model().save_pretrained(tmp_path / "model")
+    Image.effect_noise((60, 40), 80).save(tmp_path / "photo.png")
+    main(["boxes", "--model", str(tmp_path / "model"), "--photo", str(tmp_path / "photo.png"), "--out", str(tmp_path / "b.png")])
+    assert Image.open(tmp_path / "b.png").height == 336
+    main(["--help"])
+    assert "sfvlm bootstrap" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["dance"])
+    assert stopped.value.code == 2
+    assert "bootstrap, zeroshot, boxes" in capsys.readouterr().err
