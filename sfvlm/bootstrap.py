@@ -485,7 +485,9 @@ def _with_lora(student: SparseFormerModel, options: BootstrapOptions) -> nn.Modu
         raise ValueError("tune is 'lora', but no block is tuned: tuned_blocks must be at least 1.")
     targets = rf"blocks\.({'|'.join(numbers)})\.(attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)"
     config = LoraConfig(r=options.lora_rank, lora_alpha=options.lora_rank, target_modules=targets)
-    wrapped = get_peft_model(student, config)  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        wrapped = get_peft_model(student, config)  # type: ignore[arg-type]
     for name, parameter in wrapped.named_parameters():
         plain = name.removeprefix("base_model.model.")
         if plain in trained and not plain.startswith("blocks."):

@@ -81,7 +81,7 @@ def bootstrap_command(command: BootstrapCommand) -> None:
         truncate=command.truncate,
         **{name: value for name, value in given.items() if value is not None},
     )
-    student, report = inherit(teacher, config, command.tuned_blocks)
+    student, report = inherit(teacher, config, command.tuned_blocks, command.training.seed)
     say(f"{len(photos)} photos; teacher of {teacher.config.num_tokens} tokens, student of {config.num_tokens}.")
     say(report.summary())
     result = bootstrap(teacher, student, report, photos, command.out, command.training, resume=command.resume)

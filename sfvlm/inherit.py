@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .configuration import Focusing, SparseFormerConfig
@@ -142,7 +143,7 @@ def student_config(
 
 
 def inherit(
-    teacher: Teacher, config: SparseFormerConfig, tuned_blocks: int | None = None
+    teacher: Teacher, config: SparseFormerConfig, tuned_blocks: int | None = None, seed: int = 0
 ) -> tuple[SparseFormerModel, InheritanceReport]:
     """Builds a student and fills it from the teacher; freezes what is not to be trained.
 
@@ -150,12 +151,15 @@ def inherit(
         teacher: An open teacher.
         config: The student's configuration, from `student_config`.
         tuned_blocks: Leading student blocks that are trained; by default two thirds of them. The rest and the head stay frozen.
+        seed: Of the fresh weights; the global generator is left as it was.
 
     Raises:
         ValueError: A tensor of either side is in no table, or a shape disagrees.
     """
     torch_state = {key: tensor.clone() for key, tensor in teacher.model.state_dict().items()}
-    student = SparseFormerModel(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = SparseFormerModel(config)
     state = student.state_dict()
     truncated = teacher.config.num_hidden_layers - config.num_hidden_layers
     origin: dict[str, str] = {}

@@ -52,7 +52,17 @@ def test_a_sheet_holds_its_pictures_row_by_row() -> None:
 def test_the_command_line_draws_and_names_what_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_model().save_pretrained(tmp_path / "model")
     Image.effect_noise((60, 40), 80).save(tmp_path / "photo.png")
-    main(["boxes", "--model", str(tmp_path / "model"), "--photo", str(tmp_path / "photo.png"), "--out", str(tmp_path / "b.png")])
+    main(
+        [
+            "boxes",
+            "--model",
+            str(tmp_path / "model"),
+            "--photo",
+            str(tmp_path / "photo.png"),
+            "--out",
+            str(tmp_path / "b.png"),
+        ]
+    )
     assert Image.open(tmp_path / "b.png").height == 336
     main(["--help"])
     assert "sfvlm bootstrap" in capsys.readouterr().out
