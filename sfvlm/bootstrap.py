@@ -29,7 +29,7 @@ from .inherit import InheritanceReport, TuneMethod, is_fresh
 from .sparseformer import SparseFormerModel, SparseFormerOutput
 from .teacher_cache import TeacherCache
 from .teachers import Teacher
-from .views import EpochSampler, Selection, SkipLog, ViewBatch, ViewDataset, collate_views, normalize
+from .views import EpochSampler, Selection, SkipLog, ViewBatch, ViewDataset, collate_views, normalize, shard_indices
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ class _Run:
         views = ViewDataset(self.held_back, self.config.image_size, training=False, seed=0)
         cosines, agree, boxes = [], [], []
         batch: list[Any] = []
-        indices = range(self.accelerator.process_index, len(views), self.accelerator.num_processes)
+        indices = shard_indices(len(views), self.accelerator.process_index, self.accelerator.num_processes)
         for number, index in enumerate(indices):
             batch.append(views[0, index])
             if len(batch) < 32 and number + 1 < len(indices):

@@ -28,14 +28,6 @@ def from_center(center: Tensor, size: Tensor) -> Tensor:
     return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
 
-def grid_side(count: int) -> int:
-    """Side of the largest square grid of at most `count` tokens. Counted up, since torch.compile cannot trace `math.isqrt`."""
-    side = 0
-    while (side + 1) ** 2 <= count:
-        side += 1
-    return side
-
-
 def tile_layout(side: int) -> Tensor:
     """The `side` x `side` cells of the image, row by row: (side * side, 4). Every point lies in exactly one box."""
     edges = torch.arange(side + 1, dtype=torch.float32, device="cpu") / side
@@ -55,7 +47,7 @@ def overlapping_layout(num_tokens: int) -> Tensor:
     A square grid of half-size boxes spread so that the outer ones touch the border, column by column (x varies
     slowest), and whole-image boxes for the tokens beyond the square (showlab/sparseformer, `modeling.py`, `init_layer`).
     """
-    side = grid_side(num_tokens)
+    side = math.isqrt(num_tokens)
     start = torch.linspace(0, 0.5, side, device="cpu") if side > 1 else torch.zeros(1)
     x, y = torch.meshgrid(start, start, indexing="ij")
     grid = torch.stack([x, y, x + 0.5, y + 0.5], dim=-1).reshape(-1, 4)
@@ -72,7 +64,7 @@ def resample_layout(roi: Tensor, num_tokens: int) -> Tensor:
     """
     if len(roi) == num_tokens:
         return roi
-    old, new = grid_side(len(roi)), grid_side(num_tokens)
+    old, new = math.isqrt(len(roi)), math.isqrt(num_tokens)
     extra = num_tokens - new * new
     grid = torch.cat([centers(roi), sizes(roi)], dim=-1)[: old * old].reshape(1, old, old, 4).permute(0, 3, 1, 2)
     # Half-pixel interpolation stops half a cell short of the border: without extrapolation the outer boxes of a finer grid

@@ -243,7 +243,7 @@ class InheritedFocusing(nn.Module):
         token_roi = self.token_roi(len(pixels), num_tokens)  # (B, N, 4)
         if self.refiner is None or self.memory is None or self.memory_norm is None:
             return Focused(self.look(pixels, token_roi, side), (token_roi,), (roi.glimpse_points(token_roi, 4),))
-        tiles = roi.tile_layout(roi.grid_side(num_tokens)).to(pixels.device)
+        tiles = roi.tile_layout(math.isqrt(num_tokens)).to(pixels.device)
         tiles = roi.resample_layout(tiles, num_tokens).expand(len(pixels), -1, -1)
         seen = first_blocks(self.look(pixels, tiles, side))  # (B, N, D)
         token_roi = self.refiner(seen, token_roi)
@@ -420,7 +420,7 @@ class SparseFormerModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, SampleAndMix):
             whole = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
-            points = roi.glimpse_points(whole, roi.grid_side(module.points_in)).flatten() - 0.5
+            points = roi.glimpse_points(whole, math.isqrt(module.points_in)).flatten() - 0.5
             if len(points) == len(module.offset_bias):
                 init.copy_(module.offset_bias, points)
             else:
@@ -434,7 +434,7 @@ class SparseFormerModel(PreTrainedModel):
             init.trunc_normal_(module.token, std=1.0)
             init.normal_(module.stage_embedding, std=std)
         elif isinstance(module, InheritedFocusing):
-            side = roi.grid_side(self.config.num_tokens)
+            side = math.isqrt(self.config.num_tokens)
             init.copy_(module.token_roi.weight, roi.zoom(roi.tile_layout(side), self.config.box_zoom))
             init.trunc_normal_(module.kernel, std=std)
             init.zeros_(module.bias)
