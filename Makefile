@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TEACHER ?=
-PHOTOS ?= scenes:20000
+TEACHER ?= clip-tiny
+PHOTOS ?= scenes:6000
 OUT ?= runs/quickstart
-STEPS ?= 400
+STEPS ?= 200
+BESIDE := $(if $(filter clip-tiny,$(TEACHER)),sparseformer-tiny-49)
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
@@ -37,10 +38,17 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Bootstraps a SparseFormer from TEACHER on PHOTOS and measures it.
+# Bootstraps a SparseFormer, measures it beside its teacher and the shipped, longer trained one, and draws where it looks.
+# Own teacher and photos: make quickstart TEACHER=openai/clip-vit-base-patch16 PHOTOS=/data/photos
 quickstart: setup
-	@test -n "$(TEACHER)" || { echo "make quickstart needs a teacher: make quickstart TEACHER=timm:vit_tiny_patch16_224:/path/weights.safetensors PHOTOS=/path/photos"; exit 2; }
 	$(BIN)/python scripts/bootstrap_clip.py --teacher "$(TEACHER)" --photos $(PHOTOS) --out $(OUT) --steps $(STEPS)
+	$(BIN)/python eval/zeroshot.py --model $(OUT) $(BESIDE) --data scenes:300:7 --out $(OUT)/zeroshot.json
+	$(BIN)/sfvlm boxes --model $(OUT) --photo scenes:1:7 --out $(OUT)/boxes.png
+	@echo
+	@echo "Next, with your own photos, CLIP and LLaVA:"
+	@echo "  $(BIN)/python scripts/bootstrap_clip.py --photos /your/photos --out runs/mine --steps 2000"
+	@echo "  $(BIN)/python scripts/bootstrap_clip.py --teacher openai/clip-vit-large-patch14-336 --photos /your/photos --out runs/sf49"
+	@echo "  $(BIN)/python scripts/swap_llava_tower.py --host llava-hf/llava-1.5-7b-hf --tower runs/sf49 --out runs/llava-49"
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache

@@ -18,9 +18,9 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from sfvlm import SparseFormerModel, preset
-from sfvlm.checkpoints import write_text
 from sfvlm.cli import run, say
 from sfvlm.controls import macs
+from sfvlm.files import write_text
 
 
 @dataclass(frozen=True)

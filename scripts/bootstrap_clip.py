@@ -5,7 +5,8 @@
 Continue an interrupted run by the same command with --resume. Several GPUs: `torchrun --nproc_per_node 8 scripts/...`.
 """
 
-from sfvlm.cli import BootstrapCommand, bootstrap_command, run
+from sfvlm.cli import run
+from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
 
 if __name__ == "__main__":
     run(bootstrap_command, BootstrapCommand)

@@ -4,13 +4,10 @@ A step depends on (options, step number) alone: views are seeded by photo and ep
 student has no dropout. So a run that was killed and resumed from its last checkpoint ends on the same bits as one that was not.
 """
 
-import json
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,73 +18,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from . import roi
-from .alignment import Objective, Target, align
+from .alignment import align
+from .bootstrap_options import BootstrapOptions
 from .checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from .export import export_student
 from .images import Photos
-from .inherit import InheritanceReport, TuneMethod, is_fresh
+from .inherit import InheritanceReport
+from .metrics_log import MetricsLog, rounded
+from .optimization import parameter_groups, rate_at, running_average, with_lora, without_lora
 from .sparseformer import SparseFormerModel, SparseFormerOutput
-from .teacher_cache import TeacherCache
+from .targets import TeacherTargets, open_cache
 from .teachers import Teacher
 from .views import EpochSampler, Selection, SkipLog, ViewBatch, ViewDataset, collate_views, normalize, shard_indices
-
-
-@dataclass(frozen=True)
-class BootstrapOptions:
-    """How a student is trained."""
-
-    steps: int = 2000
-    """Optimizer steps."""
-    batch_size: int = 32
-    """Photos a step, over all processes."""
-    learning_rate: float = 1e-4
-    """Peak rate of inherited weights."""
-    fresh_learning_rate: float = 1e-3
-    """Peak rate of fresh weights."""
-    box_learning_rate: float = 1e-3
-    """Peak rate of the boxes every photo starts from."""
-    weight_decay: float = 0.05
-    """AdamW's, on matrices only."""
-    warmup: float = 0.05
-    """Share of the steps over which rates rise; then they fall along a cosine."""
-    clip_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0 leaves them."""
-    ema_decay: float = 0.0
-    """Decay of the averaged weights that are evaluated and exported instead; 0 for none."""
-    tune: TuneMethod = "full"
-    """How inherited blocks are tuned: in full, or by LoRA (merged on export)."""
-    lora_rank: int = 16
-    """Rank of the LoRA updates."""
-    objective: Objective = field(default_factory=Objective)
-    """What is matched."""
-    crop_scale: tuple[float, float] = (0.5, 1.0)
-    """Share of a photo's area a training view shows."""
-    cached_views: int = 0
-    """Views a photo has in all; their pooled teacher outputs are kept on disk. 0: a new view every epoch, no cache."""
-    teacher_cache: Path | None = None
-    """Folder of that cache, OUT/teacher-cache by default. Runs with the same teacher, photos and seed may share it."""
-    held_back: int = 256
-    """Photos never trained on, for the evaluation during the run (a tenth at most)."""
-    eval_every: int = 250
-    """Steps between evaluations on them; 0 for the end only."""
-    save_every: int = 250
-    """Steps between checkpoints."""
-    keep_checkpoints: int = 2
-    """How many to keep."""
-    log_every: int = 10
-    """Steps between lines in metrics.jsonl."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Automatic mixed precision."""
-    compile: bool = False
-    """torch.compile the student and the teacher."""
-    workers: int = 1
-    """Processes that decode photos."""
-    seed: int = 0
-    """Of views and order."""
-    report_to: Literal["none", "tensorboard", "wandb"] = "none"
-    """Also log there."""
-    cpu: bool = False
-    """Stay on the CPU though there is an accelerator."""
 
 
 class NonFiniteLoss(ValueError):
@@ -127,18 +69,10 @@ def bootstrap(
     run = _Run(teacher, student, report, photos, out, options)
     if resume:
         run.resume()
-    elif run.metrics_path.exists() and run.is_main:
+    elif run.metrics.path.exists() and run.is_main:
         raise ValueError(f"{out} holds a run already; continue it with --resume, or give another folder.")
     run.accelerator.wait_for_everyone()
     return run.train(min(options.steps, stop_after or options.steps))
-
-
-def rate_at(step: int, options: BootstrapOptions) -> float:
-    """The factor on all peak rates at a step (counted from 0): linear warm-up, then a half cosine to zero."""
-    warm = max(1, round(options.warmup * options.steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, options.steps - warm)))
 
 
 class _Run:
@@ -156,7 +90,7 @@ class _Run:
         self.teacher, self.report, self.photos, self.out, self.options = teacher, report, photos, out, options
         self.config = student.config
         out.mkdir(parents=True, exist_ok=True)
-        self.metrics_path = out / "metrics.jsonl"
+        self.metrics = MetricsLog(out / "metrics.jsonl")
         self.accelerator = Accelerator(
             mixed_precision=options.precision,
             cpu=options.cpu,
@@ -171,22 +105,24 @@ class _Run:
         self.training_photos, self.held_back = _split(photos, options)
         self.skips = SkipLog(out / "skipped.jsonl") if self.is_main else None
 
-        trainable = _with_lora(student, options) if options.tune == "lora" else student
-        optimizer = torch.optim.AdamW(_parameter_groups(trainable, self.config.focusing, options), betas=(0.9, 0.98))
+        trainable = with_lora(student, options) if options.tune == "lora" else student
+        optimizer = torch.optim.AdamW(parameter_groups(trainable, self.config.focusing, options), betas=(0.9, 0.98))
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.plain: nn.Module = trainable.to(self.device)
-        self.ema = _average(self.plain, options) if options.ema_decay else None
+        self.ema = running_average(self.plain, options) if options.ema_decay else None
         compiled = torch.compile(self.plain) if options.compile else self.plain
         self.model, self.optimizer = self.accelerator.prepare(compiled, optimizer)
         dense = teacher.model.to(self.device)
         self.dense: nn.Module = torch.compile(dense) if options.compile else dense  # type: ignore[assignment]
-        self.cache = self._open_cache()
+        with self.accelerator.main_process_first():
+            cache = open_cache(out / "teacher-cache", teacher.sha256, self.training_photos, self.config, options)
+        self.targets = TeacherTargets(self.dense, self.config.teacher_grid**2, options.objective, cache)
         self.step = 0
 
     def train(self, until: int) -> dict[str, float]:
         options = self.options
         if options.report_to != "none":
-            self.accelerator.init_trackers("sfvlm", config=_plain(asdict(options)))
+            self.accelerator.init_trackers("sfvlm", config=options.to_dict())
         bar = tqdm(total=options.steps, initial=self.step, unit="step", disable=not self.is_main, smoothing=0.05)
         started, window = time.perf_counter(), time.perf_counter()
         result: dict[str, float] = {}
@@ -225,9 +161,9 @@ class _Run:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         pixels = self._pixels(batch)
-        target = self._target(batch, pixels)
         self.model.train()
         with self.accelerator.autocast():
+            target = self.targets(batch, pixels)
             output = self.model(pixels, output_hidden_states=bool(options.objective.tokens))
             loss, parts = align(output, target, options.objective)
         finite = self.accelerator.reduce(torch.isfinite(loss.detach()).float(), "min")
@@ -277,19 +213,6 @@ class _Run:
         return normalize(pixels, self.config.image_mean, self.config.image_std)
 
     @torch.no_grad()
-    def _target(self, batch: ViewBatch, pixels: Tensor) -> Target:
-        cached = self.cache.get(batch["view"], batch["index"]) if self.cache else None
-        if cached is not None:
-            return Target(cached.to(self.device))
-        with self.accelerator.autocast():
-            output = self.dense(pixels)
-        if self.cache:
-            self.cache.put(batch["view"], batch["index"], output.pooled)
-        objective = self.options.objective
-        patches = self.config.teacher_grid**2
-        return Target(output.pooled, output.hidden_states[objective.layer][:, -patches:] if objective.tokens else None)
-
-    @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         """Cosine, agreement of the classifier's first choice, and box statistics on the held-back photos."""
         student = self._averaged()
@@ -314,7 +237,7 @@ class _Run:
                 agree.append((ours.logits.argmax(-1) == theirs.logits.argmax(-1)).float())
             boxes.append(ours.token_rois[-1])
         result = {"cosine": self._mean(cosines)}
-        if agree:
+        if self.config.num_classes:  # on every rank, also one without photos: the mean is a joint act
             result["agreement"] = self._mean(agree)
         result |= {f"box_{name}": value for name, value in roi.spread(torch.cat(boxes)).items()} if boxes else {}
         self._write({"step": self.step} | {f"eval_{name}": value for name, value in result.items()})
@@ -340,8 +263,7 @@ class _Run:
     def _write(self, values: dict[str, float]) -> None:
         if not self.is_main:
             return
-        with self.metrics_path.open("a") as file:
-            file.write(json.dumps({name: _rounded(value) for name, value in values.items()}) + "\n")
+        self.metrics.add(values)
         if self.options.report_to != "none":
             self.accelerator.log({key: value for key, value in values.items() if key != "step"}, step=self.step)
 
@@ -383,56 +305,21 @@ class _Run:
                 self.accelerator.scaler.load_state_dict(optimizer["scaler"])
             self.step = state["step"]
         if self.is_main:
-            _truncate_metrics(self.metrics_path, self.step)
+            self.metrics.rewind(self.step)
 
     def _fingerprint(self) -> dict[str, Any]:
         """What must agree for a resumed run to end where an uninterrupted one would."""
-        free = (
-            "eval_every",
-            "save_every",
-            "keep_checkpoints",
-            "log_every",
-            "workers",
-            "report_to",
-            "cpu",
-            "teacher_cache",
-        )
-        options = {name: value for name, value in _plain(asdict(self.options)).items() if name not in free}
-        return options | {
+        return self.options.binding() | {
             "teacher_sha256": self.teacher.sha256,
             "photos": len(self.photos),
             "num_tokens": self.config.num_tokens,
             "focusing": self.config.focusing,
         }
 
-    def _open_cache(self) -> TeacherCache | None:
-        options = self.options
-        if not options.cached_views:
-            return None
-        if options.objective.tokens:
-            raise ValueError("cached_views keeps pooled outputs only; token objectives need cached_views 0.")
-        key = {
-            "teacher_sha256": self.teacher.sha256,
-            "photos": len(self.training_photos),
-            "first": self.training_photos.key(0),
-            "last": self.training_photos.key(len(self.training_photos) - 1),
-            "seed": options.seed,
-            "crop_scale": options.crop_scale,
-            "image_size": self.config.image_size,
-            "precision": options.precision,
-        }
-        folder = options.teacher_cache or self.out / "teacher-cache"
-        with self.accelerator.main_process_first():
-            return TeacherCache(
-                folder, key, options.cached_views, len(self.training_photos), self.config.embedding_size
-            )
-
     def _export(self, result: dict[str, float], seconds: float) -> None:
         model = self._averaged()
         if self.options.tune == "lora":
-            import copy
-
-            model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+            model = without_lora(model)
         assert isinstance(model, SparseFormerModel)
         facts = {
             "teacher": self.teacher.source,
@@ -445,8 +332,8 @@ class _Run:
             "seconds_of_last_run": round(seconds, 1),
             "device": str(self.device),
             "processes": self.accelerator.num_processes,
-            "options": _plain(asdict(self.options)),
-            "held_back_evaluation": {name: _rounded(value) for name, value in result.items()},
+            "options": self.options.to_dict(),
+            "held_back_evaluation": rounded(result),
         }
         export_student(model, self.out, self.report, facts)
 
@@ -457,62 +344,3 @@ def _split(photos: Photos, options: BootstrapOptions) -> tuple[Selection, Select
     count = min(options.held_back, len(photos) // 10)
     held_back = order[:count] or order[:1]  # with fewer than ten photos, the evaluation looks at a trained one
     return Selection(photos, sorted(order[count:])), Selection(photos, sorted(held_back))
-
-
-def _parameter_groups(model: nn.Module, focusing: str, options: BootstrapOptions) -> list[dict[str, Any]]:
-    """Three rates (boxes, fresh, inherited), each with and without weight decay; empty groups left out."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        name = name.removeprefix("base_model.model.")
-        if name.endswith("token_roi.weight"):
-            rate, decay = options.box_learning_rate, 0.0
-        else:
-            rate = options.fresh_learning_rate if is_fresh(name, focusing) or "lora_" in name else options.learning_rate
-            decay = options.weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()]
-
-
-def _with_lora(student: SparseFormerModel, options: BootstrapOptions) -> nn.Module:
-    """Wraps the tuned blocks' matrices in LoRA; the focusing stage and the class token stay fully trained."""
-    from peft import LoraConfig, get_peft_model
-
-    trained = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
-    numbers = sorted({name.split(".")[1] for name in trained if name.startswith("blocks.")}, key=int)
-    if not numbers:
-        raise ValueError("tune is 'lora', but no block is tuned: tuned_blocks must be at least 1.")
-    targets = rf"blocks\.({'|'.join(numbers)})\.(attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)"
-    config = LoraConfig(r=options.lora_rank, lora_alpha=options.lora_rank, target_modules=targets)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        wrapped = get_peft_model(student, config)  # type: ignore[arg-type]
-    for name, parameter in wrapped.named_parameters():
-        plain = name.removeprefix("base_model.model.")
-        if plain in trained and not plain.startswith("blocks."):
-            parameter.requires_grad_(True)
-    return wrapped
-
-
-def _average(model: nn.Module, options: BootstrapOptions) -> Any:
-    from timm.utils.model_ema import ModelEmaV3
-
-    return ModelEmaV3(model, decay=options.ema_decay, use_warmup=True)
-
-
-def _truncate_metrics(path: Path, step: int) -> None:
-    """Drops the lines of steps that a resumed run will do again."""
-    if path.exists():
-        lines = [
-            line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
-        ]
-        path.write_text("".join(f"{line}\n" for line in lines))
-
-
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(options, default=str))
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}") if isinstance(value, float) else value

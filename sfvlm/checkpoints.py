@@ -1,11 +1,10 @@
-"""Folders that are whole or absent: files are written under a temporary name, then renamed.
+"""Training checkpoints: folders that are whole or absent.
 
-A training checkpoint is a folder `step-00001200` with the student's and the averaged weights (safetensors), the
-optimizer's state (a tensor pickle, opened with `weights_only=True`) and `state.json`.
+A checkpoint is a folder `step-00001200` with the student's and the averaged weights (safetensors), the optimizer's state
+(a tensor pickle, opened with `weights_only=True`) and `state.json`.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .files import replacing
+
 PREFIX = "step-"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file in one piece: readers see the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def save_checkpoint(
@@ -43,19 +37,18 @@ def save_checkpoint(
         keep: How many checkpoints to leave.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob(f".{PREFIX}*"):  # of a process that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
     final = folder / f"{PREFIX}{step:08d}"
-    temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for name, content in tensors.items():
-        save_file(
-            {key: tensor.detach().cpu().contiguous().clone() for key, tensor in content.items()},
-            temporary / f"{name}.safetensors",
-        )
-    torch.save(optimizer, temporary / "optimizer.pt")
-    (temporary / "state.json").write_text(json.dumps(state | {"step": step}))
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
+    with replacing(final) as temporary:
+        temporary.mkdir()
+        for name, content in tensors.items():
+            save_file(
+                {key: tensor.detach().cpu().contiguous().clone() for key, tensor in content.items()},
+                temporary / f"{name}.safetensors",
+            )
+        torch.save(optimizer, temporary / "optimizer.pt")
+        (temporary / "state.json").write_text(json.dumps(state | {"step": step}))
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final

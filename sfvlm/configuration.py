@@ -3,6 +3,7 @@
 The configuration decides; a name or a path never does. It travels in the folder's `config.json`.
 """
 
+import math
 from typing import Any, Literal
 
 from transformers import PreTrainedConfig
@@ -20,13 +21,14 @@ class SparseFormerConfig(PreTrainedConfig):
     Args:
         image_size: Side of the square photo the preprocessor makes; the encoder takes any size and aspect ratio.
         image_mean, image_std: Normalisation of the teacher.
-        num_tokens: Default budget, without the class token. A call may ask for another one.
+        num_tokens: The budget it was trained at, without the class token. A call may ask for another one.
+        default_budget: Tokens of a call that asks for no number; None for `num_tokens`. A host calls without a number.
         focusing: `"inherited"` (glimpses through the teacher's own patch embedding) or `"fresh"` (the paper's).
         conv_dim, focusing_size, num_focusing_steps, num_points, mixing_points, generator_size: The fresh focusing stage:
             early-conv width C, focusing width F, repeats, sampling points P, points after mixing, and the bottleneck of
             the generator of mixing weights.
         teacher_patch_size, teacher_grid: Patch side in pixels and patches a side of the teacher (inherited focusing).
-        glimpse_size: Side of the grid of samples taken in a box at the default budget, in samples.
+        glimpse_size: Side of the grid of samples taken in a box, whatever its size; the patch size needs no resampled kernel.
         coarse_blocks: Leading cortex blocks of the first look, which decides where the second one goes; 0 for one look only.
         box_zoom: Share of the photo's side that the boxes of the closer look tile before any training.
         box_shift, box_log_scale: Bounds of one refinement: in box sizes, and in log size. None: unbounded, as published.
@@ -45,6 +47,7 @@ class SparseFormerConfig(PreTrainedConfig):
     image_mean: list[float] | tuple[float, ...] = CLIP_MEAN
     image_std: list[float] | tuple[float, ...] = CLIP_STD
     num_tokens: int = 49
+    default_budget: int | None = None
     focusing: str = "inherited"
 
     conv_dim: int = 64
@@ -56,7 +59,7 @@ class SparseFormerConfig(PreTrainedConfig):
 
     teacher_patch_size: int = 16
     teacher_grid: int = 14
-    glimpse_size: int = 32
+    glimpse_size: int = 16
     coarse_blocks: int = 2
     box_zoom: float = 1.0
     box_shift: float | None = 0.5
@@ -104,6 +107,16 @@ class SparseFormerConfig(PreTrainedConfig):
     def embedding_size(self) -> int:
         """Width of the pooled output."""
         return self.projection_dim or self.hidden_size
+
+    @property
+    def budget(self) -> int:
+        """Tokens of a call that asks for no number, without the class token."""
+        return self.default_budget or self.num_tokens
+
+    @property
+    def patch_size(self) -> int:
+        """Side in pixels of one cell when the budget's tokens tile the photo: hosts and servers count tokens by it."""
+        return max(1, self.image_size // math.isqrt(self.budget))
 
 
 def _official(width: int, depth: int, num_tokens: int, *, clip: bool) -> dict[str, Any]:

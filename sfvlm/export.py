@@ -2,20 +2,18 @@
 
 import importlib.metadata
 import json
-import os
 import platform
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
-from .checkpoints import write_text
 from .configuration import SparseFormerConfig
+from .files import replacing_inside
 from .inherit import InheritanceReport
 from .sparseformer import SparseFormerModel
-from .teachers import tensor_hash
+from .tensors import tensor_hash
 
 PACKAGES = ("sfvlm", "torch", "transformers", "accelerate", "timm", "open_clip_torch", "numpy", "pillow")
 
@@ -31,23 +29,18 @@ def image_processor(config: SparseFormerConfig) -> CLIPImageProcessor | SiglipIm
 
 def export_student(model: SparseFormerModel, out: Path, report: InheritanceReport, facts: dict[str, Any]) -> None:
     """Writes the model, preprocessor, inheritance report, `bootstrap.json` and model card into `out`, whole files only."""
-    temporary = out / ".export"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    model.save_pretrained(temporary)
-    image_processor(model.config).save_pretrained(temporary)
-    report.save(temporary)
     described = facts | {
         "sha256": tensor_hash(model.state_dict()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
-    write_text(temporary / "bootstrap.json", json.dumps(described, indent=1) + "\n")
-    write_text(temporary / "README.md", model_card(model.config, report, described))
-    for file in temporary.iterdir():
-        os.replace(file, out / file.name)
-    temporary.rmdir()
+    with replacing_inside(out) as folder:
+        model.save_pretrained(folder)
+        image_processor(model.config).save_pretrained(folder)
+        report.save(folder)
+        (folder / "bootstrap.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(model_card(model.config, report, described), encoding="utf-8")
 
 
 def model_card(config: SparseFormerConfig, report: InheritanceReport, facts: dict[str, Any]) -> str:

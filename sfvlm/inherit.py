@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .configuration import Focusing, SparseFormerConfig
 from .sparseformer import SparseFormerModel, resample_kernel
-from .teachers import Teacher, check_keys
+from .teachers import Teacher
+from .tensors import check_keys
 
 Table = dict[str, str | None]
 
@@ -135,7 +136,7 @@ def student_config(
         num_tokens=num_tokens,
         num_hidden_layers=depth - truncate,
         focusing_size=max(64, round(width / 2 / 64) * 64),
-        glimpse_size=round(teacher.teacher_patch_size * teacher.teacher_grid / math.sqrt(num_tokens)),
+        glimpse_size=teacher.teacher_patch_size,
     )
     if focusing == "fresh":
         fields |= dict(pre_norm=False)

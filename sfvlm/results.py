@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import write_text
+from .files import write_text
 from .metrics import RECALLS
 
 Row = dict[str, Any]  # CLIP_benchmark's six keys: dataset, model, pretrained, task, metrics, language

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .configuration import SparseFormerConfig, preset
 from .sparseformer import SparseFormerModel
-from .teachers import check_keys
+from .tensors import check_keys
 
 _KINDS = ("weight", "bias")
 

@@ -8,7 +8,7 @@ Shapes: B batch, N tokens (49), P sampling points, C early-conv width, F focusin
 |---|---|---|
 | pixel_values | B x 3 x 336 x 336 | B x 3 x 224 x 224 |
 | early_conv | | B x 64 x 56 x 56 |
-| glimpses | B x 49 x 3 x 48 x 48 | |
+| glimpses | B x 49 x 3 x 14 x 14 | |
 | token_rois[-1] | B x 49 x 4 | B x 48 x 4 |
 | sampling_points[-1] | B x 49 x 16 x 2 | B x 48 x 16 x 2 |
 | focusing block (x 4) | | B x 48 x 384 |
@@ -23,7 +23,7 @@ Shapes: B batch, N tokens (49), P sampling points, C early-conv width, F focusin
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -239,23 +239,21 @@ class InheritedFocusing(nn.Module):
         self.memory = ZeroLinear(width, width) if config.coarse_blocks else None
 
     def forward(self, pixels: Tensor, num_tokens: int, first_blocks: Callable[[Tensor], Tensor]) -> Focused:
-        side = round(self.config.glimpse_size * math.sqrt(self.config.num_tokens / num_tokens))
         token_roi = self.token_roi(len(pixels), num_tokens)  # (B, N, 4)
         if self.refiner is None or self.memory is None or self.memory_norm is None:
-            return Focused(self.look(pixels, token_roi, side), (token_roi,), (roi.glimpse_points(token_roi, 4),))
+            return Focused(self.look(pixels, token_roi), (token_roi,), (roi.glimpse_points(token_roi, 4),))
         tiles = roi.tile_layout(math.isqrt(num_tokens)).to(pixels.device)
         tiles = roi.resample_layout(tiles, num_tokens).expand(len(pixels), -1, -1)
-        seen = first_blocks(self.look(pixels, tiles, side))  # (B, N, D)
+        seen = first_blocks(self.look(pixels, tiles))  # (B, N, D)
         token_roi = self.refiner(seen, token_roi)
-        tokens = self.look(pixels, token_roi, side) + self.memory(self.memory_norm(seen))
+        tokens = self.look(pixels, token_roi) + self.memory(self.memory_norm(seen))
         rois = (tiles, token_roi)
         return Focused(tokens, rois, tuple(roi.glimpse_points(boxes, 4) for boxes in rois))
 
-    def look(self, pixels: Tensor, token_roi: Tensor, side: int) -> Tensor:
-        """Glimpses of side x side samples, embedded and placed: (B, 3, H, W), (B, N, 4) -> (B, N, D)."""
-        glimpses = roi.sample_glimpses(pixels, token_roi, side)  # (B, N, 3, side, side)
-        kernel = resample_kernel(self.kernel, side)
-        tokens = F.linear(glimpses.flatten(2), kernel.flatten(1), self.bias)
+    def look(self, pixels: Tensor, token_roi: Tensor) -> Tensor:
+        """Glimpses, embedded and placed: (B, 3, H, W), (B, N, 4) -> (B, N, D)."""
+        glimpses = roi.sample_glimpses(pixels, token_roi, self.config.glimpse_size)  # (B, N, 3, side, side)
+        tokens = F.linear(glimpses.flatten(2), self.kernel.flatten(1), self.bias)
         table = self.positions.expand(len(pixels), -1, -1, -1)
         return tokens + roi.sample(table, roi.centers(token_roi)[:, :, None])[:, :, 0]
 
@@ -298,8 +296,10 @@ class SparseFormerModel(PreTrainedModel):
     base_model_prefix = "sparseformer"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _no_split_modules = ["Block", "FreshFocusing", "InheritedFocusing"]  # noqa: RUF012
+    # It attends by torch's SDPA whatever is asked for: a host's choice of kernels for its LLM never fails on the tower.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
+    # A host that is spread over devices keeps its tower on one: the class token and the blocks meet in one tensor.
+    _no_split_modules = ["SparseFormerModel", "Block", "FreshFocusing", "InheritedFocusing"]  # noqa: RUF012
 
     def __init__(self, config: SparseFormerConfig) -> None:
         super().__init__(config)
@@ -320,14 +320,16 @@ class SparseFormerModel(PreTrainedModel):
         num_tokens: int | None = None,
         output_hidden_states: bool | int | None = None,
         return_dict: bool | None = None,
+        **_: Any,
     ) -> SparseFormerOutput | tuple[Tensor, ...]:
         """Encodes photos.
 
         Args:
             pixel_values: (B, 3, H, W) normalised as the preprocessor does; any size from 16 pixels, any aspect ratio.
-            num_tokens: The budget for this call, the configuration's by default.
+            num_tokens: The budget for this call, the configuration's `budget` by default.
             output_hidden_states: Also return the tokens after every block.
             return_dict: False for a plain tuple.
+            _: What a host hands on to its tower without need, such as LLaVA-OneVision's `vision_aspect_ratio` for videos.
 
         Raises:
             ValueError: The pixels are not (B, 3, H, W), or the budget is not positive.
@@ -336,7 +338,7 @@ class SparseFormerModel(PreTrainedModel):
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, 3, height, width)."
             )
-        count = self.config.num_tokens if num_tokens is None else num_tokens
+        count = self.config.budget if num_tokens is None else num_tokens
         if count < 1:
             raise ValueError(f"num_tokens is {count}; a photo needs at least 1 token.")
         count = _constant(count)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoints import write_text
+from .files import write_text
 
 
 class TeacherCache:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from .zoo import resolve
+
 Template = str | Callable[[str], str]
 
 
@@ -85,6 +87,7 @@ def open_text_encoder(source: str, device: str | torch.device = "cpu") -> TextEn
     Raises:
         ValueError: There is a text tower, but no tokenizer.
     """
+    source = str(resolve(source))
     if source.startswith("timm:"):
         return None
     if source.startswith(("open_clip:", "local-dir:")):

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from . import roi
+from .files import replacing
 from .sparseformer import SparseFormerModel
 from .views import evaluation_view, normalize
 
@@ -79,10 +80,13 @@ def draw_focusing(
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes under a temporary name, then renames."""
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    picture.save(temporary)
-    temporary.replace(path)
+    """Writes in one piece; the suffix says the format.
+
+    Raises:
+        ValueError: There is no format of that suffix.
+    """
+    with replacing(path) as temporary:
+        picture.save(temporary)
 
 
 def describe_boxes(boxes: Tensor) -> str:

@@ -32,7 +32,7 @@ from .metrics import (
     retrieval_metrics,
 )
 from .results import Row
-from .scene_texts import CLASS_NAMES
+from .scene_texts import CLASS_NAMES, class_prompt
 from .sparseformer import SparseFormerModel
 from .teachers import TeacherOutput
 from .texts import Template, TextEncoder, imagenet_indices, imagenet_names, imagenet_templates
@@ -164,6 +164,13 @@ def class_names_of(photos: Photos) -> tuple[str, ...] | None:
     if all(isinstance(source, ScenePhotos) for source in photos.sources):
         return tuple(CLASS_NAMES)
     return photos.class_names
+
+
+def templates_of(photos: Photos) -> tuple[Template, ...]:
+    """The sentences for the source's class names: its own, or the 80 of CLIP."""
+    if all(isinstance(source, ScenePhotos) for source in photos.sources):
+        return (class_prompt,)
+    return photos.templates or imagenet_templates()
 
 
 def mapped_labels(labels: Sequence[int | None], class_indices: Sequence[int] | None, classes: int) -> Tensor:
@@ -305,8 +312,7 @@ def choose_task(
         names, indices = resolve_classes(class_names_of(photos), classes, outputs)
         classifier = None
         if encoder is not None and names is not None:
-            templates = classes.templates or photos.templates or imagenet_templates()
-            classifier = encoder.classifier(names, tuple(templates))
+            classifier = encoder.classifier(names, classes.templates or templates_of(photos))
         name = "classification" if has_classifier else "zeroshot_classification"
         return name, partial(classify, classifier=classifier, class_indices=indices)
     if task == "retrieval":

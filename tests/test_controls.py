@@ -148,7 +148,7 @@ def test_lower_resolution_is_the_teacher_on_resized_photos():
 def test_a_larger_patch_is_an_untrained_student_whose_boxes_tile_the_photo(image_size, patch, budget):
     dense, pixels = dense_teacher(image_size=image_size, patch=patch), photos(image_size)
     side = round(budget**0.5)
-    config = student_config(dense.config, num_tokens=budget, coarse_blocks=0)
+    config = student_config(dense.config, num_tokens=budget, coarse_blocks=0, glimpse_size=image_size // side)
     student, _ = inherit(Teacher(dense, "a test", ""), config)
     with torch.no_grad():
         student.get_parameter("focusing.token_roi.weight").copy_(roi.tile_layout(side))

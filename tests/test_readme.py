@@ -36,7 +36,10 @@ def test_the_python_on_the_first_screen_runs(tmp_path: Path, monkeypatch: pytest
     assert names["output"].hidden_states[-2].shape == torch.Size([1, 50, 64])  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("script", ["scripts/bootstrap_clip.py", "eval/zeroshot.py", "eval/speed.py"])
+@pytest.mark.parametrize(
+    "script",
+    ["scripts/bootstrap_clip.py", "scripts/swap_llava_tower.py", "eval/zeroshot.py", "eval/vqa.py", "eval/speed.py"],
+)
 def test_scripts_explain_themselves_and_know_the_readmes_flags(script: str) -> None:
     done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
     for line in re.findall(rf"^python {script} (.*)$", README, re.M):

@@ -200,7 +200,7 @@ def test_the_shape_table_at_the_head_of_the_file_is_true() -> None:
     rows = [line.strip("| ").split("|") for line in (sparseformer.__doc__ or "").splitlines() if line.startswith("| ")]
     table = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows[1:] if "---" not in row[0]}
     clip_large = tiny_config(
-        image_size=336, num_tokens=49, teacher_patch_size=14, teacher_grid=24, glimpse_size=48, coarse_blocks=2,
+        image_size=336, num_tokens=49, teacher_patch_size=14, teacher_grid=24, glimpse_size=14, coarse_blocks=2,
         hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, projection_dim=768,
     )  # fmt: skip
     for column, config in enumerate([clip_large, preset("sparseformer-clip-base")]):

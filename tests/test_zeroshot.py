@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPModel, PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 
-from sfvlm.cli import ZeroShotCommand, run, zeroshot_command
+from sfvlm.cli import run
+from sfvlm.commands.zeroshot import ZeroShotCommand, zeroshot_command
 from sfvlm.images import open_photos
 from sfvlm.inherit import inherit, student_config
 from sfvlm.metrics import (

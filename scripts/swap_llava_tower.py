@@ -1,0 +1,13 @@
+"""Puts a SparseFormer into a LLaVA: the vision tower is replaced, projector and language model stay as they are.
+
+    python scripts/swap_llava_tower.py --host llava-hf/llava-1.5-7b-hf --tower runs/sf49 --out runs/llava-49
+    python scripts/swap_llava_tower.py --undo --host runs/llava-49 --out runs/llava-dense
+
+Without arguments it swaps the LLaVA that is shipped with the package.
+"""
+
+from sfvlm.cli import run
+from sfvlm.commands.swap import SwapCommand, swap_command
+
+if __name__ == "__main__":
+    run(swap_command, SwapCommand)

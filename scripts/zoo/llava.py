@@ -1,0 +1,252 @@
+"""Trains `llava-tiny`: the shipped CLIP's image tower, frozen, under a small language model.
+
+    features    every photo through the tower once: the patch tokens the language model will read
+    language    the language model learns how questions and answers are put, without photos
+    projector   the projector learns to speak to it
+    both        projector and language model learn together
+
+A photo's questions share one sequence: each sees the photo and itself, not the others, so that the photo, most of the
+tokens, is read once for all of them. Every fourth photo is a conversation instead, in which later turns see earlier ones.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from transformers import CLIPModel, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from sfvlm.decode import Photo
+from sfvlm.views import EpochSampler, Selection, evaluation_view, normalize
+
+from .clip import HALF
+from .llava_model import IMAGE, LAYER, new_llava, new_processor, train_tokenizer
+from .loop import Stage, train
+from .questions import Turn, photo_turns
+from .sources import IMAGENETTE, LLAVA_SCENES, TALKED_OF, Data, fingerprint
+
+NO_LABEL = -100
+
+
+@dataclass(frozen=True)
+class LlavaOptions:
+    """Train the shipped LLaVA."""
+
+    data: Path
+    """Folder with the training shards."""
+    clip: Path = Path("runs/clip-tiny/model")
+    """The trained CLIP whose image tower it uses."""
+    out: Path = Path("runs/llava-tiny")
+    """Folder to write; also holds checkpoints. An interrupted run continues from them."""
+    scenes: int = 12_000
+    """Rendered scenes among the training photos."""
+    language_steps: int = 150
+    """Steps of the language model without photos."""
+    projector_steps: int = 40
+    """Steps of the projector alone."""
+    both_steps: int = 2000
+    """Steps of projector and language model."""
+    batch: int = 16
+    """Photos a step."""
+    vocabulary: int = 4096
+    """Entries of the tokenizer, at most."""
+    workers: int = 1
+    """Processes that decode and render."""
+    seed: int = 0
+    """Of weights, order and questions."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to train."""
+
+
+def build_llava(options: LlavaOptions) -> Path:
+    """Trains from the newest checkpoints in `out`, or from nothing, and writes the folder `out/model`."""
+    torch.manual_seed(options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    device = torch.device(options.device)
+    photos = Data(options.data).training_photos(TALKED_OF, options.scenes, LLAVA_SCENES)
+    clip: Any = CLIPModel.from_pretrained(options.clip, dtype=torch.float32)
+    tokens, said = photo_tokens(clip, photos, options, device)
+    drawn = (photo_turns(photo, IMAGENETTE, random.Random(f"tokenizer {n}"), most=20) for n, photo in enumerate(said))
+    texts = [f"USER: {question} ASSISTANT: {answer}" for turns in drawn for question, answer in turns]
+    tokenizer = train_tokenizer(texts, options.vocabulary)
+    some = torch.from_numpy(tokens[:: max(1, len(tokens) // 256)].astype(np.float32)).flatten(0, 1)
+    llava = new_llava(clip, tokenizer, some.mean(0), some.std(0))
+    learner = LlavaLearner(llava, tokenizer).to(device)
+    language, projector = "llava.model.language_model", "llava.model.multi_modal_projector"
+    stages = (
+        (Stage("language", options.language_steps, {language: 2e-3}), 2 * options.batch, False),
+        (Stage("projector", options.projector_steps, {projector: 1e-3}), options.batch, True),
+        (Stage("both", options.both_steps, {projector: 1e-3, language: 1e-3}), options.batch, True),
+    )
+    for stage, batch_size, with_photos in stages:
+        examples = Conversations(tokens if with_photos else None, said, tokenizer, options.seed)
+        batches = partial(conversation_batches, examples, batch_size, options, stage.name)
+        train(stage, learner, batches, learner.loss, options.out, device)
+    folder = options.out / "model"
+    llava.half().float().save_pretrained(folder)  # as it will be shipped
+    new_processor(tokenizer, clip.config.vision_config.patch_size).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def photo_tokens(
+    clip: Any, photos: Selection, options: LlavaOptions, device: torch.device
+) -> tuple[np.ndarray, list[Photo]]:
+    """Patch tokens (photos, patches, D) in half precision, on disk; and what is said of each photo, without its pixels."""
+    vision = clip.config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    file, described = options.out / "tokens.npy", options.out / "photos.json"
+    checksum = float(sum(tensor.double().sum() for tensor in clip.vision_model.state_dict().values()))
+    key = f"{checksum:.6f} {fingerprint(photos)}"
+    if not (described.exists() and json.loads(described.read_text())["key"] == key):
+        tower = clip.vision_model.to(device).eval()
+        shape = (len(photos), patches, vision.hidden_size)
+        tokens = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
+        said: list[dict[str, Any]] = []
+        loader = DataLoader(_Decoded(photos), 64, num_workers=options.workers, collate_fn=list)
+        for batch in tqdm(loader, desc="features", mininterval=5):
+            pixels = normalize(torch.stack([item.pop("pixels") for item in batch]).to(device), HALF, HALF)
+            read = tower(pixels, output_hidden_states=True).hidden_states[LAYER][:, 1:]
+            tokens[len(said) : len(said) + len(batch)] = read.half().cpu().numpy()
+            said += batch
+        tokens.flush()
+        described.write_text(json.dumps({"key": key, "photos": said}))
+    items = json.loads(described.read_text())["photos"]
+    blank: Any = None
+    kept = [Photo(blank, item["key"], item["label"], tuple(item["captions"]), item["meta"]) for item in items]
+    return np.load(file, mmap_mode="r"), kept
+
+
+class _Decoded(Dataset[dict[str, Any]]):
+    def __init__(self, photos: Selection) -> None:
+        self.photos = photos
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        photo = self.photos[index]
+        pixels = evaluation_view(photo.image, 224)
+        return {
+            "pixels": pixels,
+            "key": photo.key,
+            "label": photo.label,
+            "captions": photo.captions,
+            "meta": photo.meta,
+        }
+
+
+class Conversations(Dataset[dict[str, Tensor]]):
+    """One photo and its turns as token ids, by (epoch, index).
+
+    ids (T,), labels (T,) at the positions that are to be predicted, the turn each position belongs to (T,; 0 for what all
+    share), positions (T,), the photo's patch tokens (patches, D), and the weight of each label (T,).
+    """
+
+    def __init__(
+        self, tokens: np.ndarray | None, photos: list[Photo], tokenizer: PreTrainedTokenizerFast, seed: int
+    ) -> None:
+        self.tokens, self.photos, self.seed = tokens, photos, seed
+        self.tokenizer = tokenizer
+        image = [tokenizer.convert_tokens_to_ids(IMAGE)] * (0 if tokens is None else tokens.shape[1])
+        start = [tokenizer.bos_token_id, *self._ids("USER: ")]
+        self.shared = start + (image + self._ids("\n") if image else [])
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Tensor]:
+        epoch, index = item
+        generator = random.Random(f"{self.seed} {epoch} {index}")
+        turns = photo_turns(self.photos[index], IMAGENETTE, generator)
+        ids, labels, turn_of, positions, weights = self._lay_out(turns, together=generator.random() < 0.25)
+        item_tensors = {
+            "ids": torch.tensor(ids),
+            "labels": torch.tensor(labels),
+            "turn": torch.tensor(turn_of),
+            "positions": torch.tensor(positions),
+            "weights": torch.tensor(weights),
+        }
+        if self.tokens is not None:
+            item_tensors["tokens"] = torch.from_numpy(self.tokens[index].astype(np.float32))
+        return item_tensors
+
+    def _lay_out(self, turns: list[Turn], together: bool) -> tuple[list[int], ...]:
+        shared = len(self.shared)
+        ids, labels, turn_of = list(self.shared), [NO_LABEL] * shared, [0] * shared
+        positions, weights = list(range(shared)), [0.0] * shared
+        for number, (question, answer) in enumerate(turns, start=1):
+            opening = "USER: " if together and number > 1 else ""
+            asked = self._ids(f"{opening}{question} ASSISTANT:")
+            answered = [*self._ids(f" {answer}"), self.tokenizer.eos_token_id]
+            begin = len(ids) if together else shared
+            ids += asked + answered
+            labels += [NO_LABEL] * len(asked) + answered
+            turn_of += [1 if together else number] * (len(asked) + len(answered))
+            positions += range(begin, begin + len(asked) + len(answered))
+            weights += [0.0] * len(asked) + [len(answered) ** -0.5] * len(answered)  # a caption is not ten answers
+        return ids, labels, turn_of, positions, weights  # type: ignore[return-value]
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def conversation_batches(
+    examples: Conversations, batch_size: int, options: LlavaOptions, name: str, step: int
+) -> Iterator[dict[str, Tensor]]:
+    seed = int.from_bytes(name.encode()[:4], "big") + options.seed  # every stage draws its own order
+    sampler = EpochSampler(len(examples), batch_size, seed, start_step=step)
+    pad: Any = examples.tokenizer.pad_token_id
+    collate = partial(_collate, pad=pad)
+    return iter(DataLoader(examples, batch_sampler=sampler, collate_fn=collate, num_workers=options.workers))  # type: ignore[arg-type]
+
+
+def _collate(items: list[dict[str, Tensor]], pad: int) -> dict[str, Tensor]:
+    fills = {"ids": pad, "labels": NO_LABEL, "turn": -1, "positions": 0, "weights": 0.0}
+    batch = {
+        name: nn.utils.rnn.pad_sequence([item[name] for item in items], batch_first=True, padding_value=fill)
+        for name, fill in fills.items()
+    }
+    if "tokens" in items[0]:
+        batch["tokens"] = torch.stack([item["tokens"] for item in items])
+    return batch
+
+
+class LlavaLearner(nn.Module):
+    """The LLaVA with its loss: the answers' next tokens."""
+
+    def __init__(self, llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        self.llava = llava
+        self.image: Any = tokenizer.convert_tokens_to_ids(IMAGE)
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        model: Any = self.llava.model
+        ids, turn = batch["ids"], batch["turn"]
+        embedded = model.get_input_embeddings()(ids)  # (B, T, width)
+        if "tokens" in batch:
+            seen = model.multi_modal_projector(batch["tokens"]).to(embedded.dtype)
+            embedded = embedded.masked_scatter((ids == self.image)[..., None], seen)
+        length = ids.shape[1]
+        before = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
+        shared = (turn == 0)[:, None, :] | (turn[:, None, :] == turn[:, :, None])
+        mask = (before & shared)[:, None]  # (B, 1, T, T); padding sees padding alone, so no row is empty
+        hidden = model.language_model(
+            inputs_embeds=embedded, attention_mask=mask, position_ids=batch["positions"], use_cache=False
+        ).last_hidden_state
+        # The prediction of position t stands at t - 1. A turn's first label follows its own question, so no turn is crossed.
+        target = batch["labels"][:, 1:]
+        asked = target != NO_LABEL
+        scores = self.llava.lm_head(hidden[:, :-1][asked])
+        weights = batch["weights"][:, 1:][asked]
+        losses = F.cross_entropy(scores, target[asked], reduction="none")
+        return {"answers": (losses * weights).sum() / weights.sum()}

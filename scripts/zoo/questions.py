@@ -1,0 +1,193 @@
+"""What the small LLaVA is asked and should answer, for each kind of photo.
+
+A photo gives several turns (question, answer), drawn anew each time it is seen: captions, what is in it and what is not,
+and whatever its source knows. A short answer is asked for in the words LLaVA-1.5 was trained with, now and then.
+"""
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from sfvlm.decode import Photo
+from sfvlm.vqa_questions import SHORT_ANSWER
+from sfvlm.vqa_sources import CAPTION_PROMPT
+
+Turn = tuple[str, str]
+
+CAPTION_PROMPTS = (
+    "Describe the photo.",
+    "Describe the image.",
+    "Describe this photo in one sentence.",
+    CAPTION_PROMPT,
+    "Write a caption for this photo.",
+    "What is in the photo?",
+)
+NAME_PROMPTS = ("What is this?", "What is the main object in the photo?", "What is shown in the image?")
+COCO_NAMES = (
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking meter, "
+    "bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, "
+    "frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, "
+    "wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, "
+    "chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, "
+    "toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush"
+).split(", ")
+# Words of captions that show a thing though they do not name it.
+SAYS = {
+    "person": "person people man men woman women boy boys girl girls child children kid kids lady guy player players".split(),
+    "dog": "dog dogs puppy puppies".split(),
+    "car": "car cars".split(),
+    "bicycle": "bicycle bike bikes bicycles bicyclist biker cyclist".split(),
+    "motorcycle": "motorcycle motorcycles motorbike".split(),
+    "sports ball": "ball balls soccer basketball football volleyball tennis baseball".split(),
+    "boat": "boat boats kayak canoe ship".split(),
+    "surfboard": "surfboard surfer surfing surfs surf".split(),
+    "skateboard": "skateboard skateboarder skateboarding skateboards".split(),
+    "snowboard": "snowboard snowboarder snowboarding".split(),
+    "bird": "bird birds seagull duck ducks".split(),
+    "couch": "couch sofa".split(),
+    "frisbee": "frisbee".split(),
+}
+NATURE = (
+    "grass",
+    "water",
+    "snow",
+    "sand",
+    "tree",
+    "beach",
+    "street",
+    "hat",
+    "shirt",
+    "rock",
+    "mountain",
+    "swimming pool",
+    "fence",
+)
+# What photos of people, rooms and streets show most: the absent things that are hard to rule out.
+COMMON = (
+    *(
+        "person",
+        "dog",
+        "car",
+        "bicycle",
+        "chair",
+        "dining table",
+        "cup",
+        "bottle",
+        "bench",
+        "bowl",
+        "book",
+        "truck",
+        "couch",
+    ),
+    *(
+        "umbrella",
+        "backpack",
+        "bird",
+        "horse",
+        "cat",
+        "sports ball",
+        "boat",
+        "handbag",
+        "surfboard",
+        "skateboard",
+        "tv",
+    ),
+    *NATURE,
+)
+
+
+def photo_turns(photo: Photo, class_names: Sequence[str], generator: random.Random, most: int = 8) -> list[Turn]:
+    """Turns about one photo, in random order.
+
+    Args:
+        photo: From one of the training sources.
+        class_names: Label -> name, for photos with a label.
+        generator: Decides which.
+        most: Turns at most.
+    """
+    turns: list[Turn] = []
+    if "questions" in photo.meta:  # a scene
+        turns += [(item["question"], item["answer"]) for item in photo.meta["questions"]]
+        if generator.random() < 0.25:
+            turns.append((generator.choice(CAPTION_PROMPTS), generator.choice(photo.captions)))
+    elif photo.label is not None:
+        name = class_names[photo.label]
+        turns.append((generator.choice(NAME_PROMPTS), name))
+        turns.append((exists(name, generator), "yes"))
+        other = generator.choice([other for other in class_names if other != name])
+        turns.append((exists(other, generator), "no"))
+    else:
+        turns += [(_question(question), answer.replace("_", " ")) for question, answer in photo.meta.get("qa", ())]
+    if photo.captions and "questions" not in photo.meta:
+        for caption in generator.sample(photo.captions, min(2, len(photo.captions))):
+            turns.append((generator.choice(CAPTION_PROMPTS), clean_caption(caption)))
+    boxes = [box[0] for box in photo.meta.get("boxes", ())]
+    if boxes or (photo.captions and "questions" not in photo.meta):
+        present = sorted({*boxes} or named_things(photo.captions))
+        turns += existence_turns(present, generator, 6, caption_words(photo.captions))
+    generator.shuffle(turns)
+    return [(_styled(question, answer, generator), answer) for question, answer in turns[:most]]
+
+
+def existence_turns(present: Sequence[str], generator: random.Random, count: int, words: set[str]) -> list[Turn]:
+    """As many yes as no: things that are there, and things that are not and often are where these are."""
+    turns: list[Turn] = []
+    absent = [name for name in (*COCO_NAMES, *NATURE) if name not in present and not words.intersection(_forms(name))]
+    yes = generator.sample(list(present), min(count // 2, len(present)))
+    for name in yes:
+        turns.append((exists(name, generator), "yes"))
+    common = [name for name in COMMON if name in absent]
+    for number in range(len(yes)):
+        pool = common if common and number % 3 else absent
+        turns.append((exists(generator.choice(pool), generator), "no"))
+    return turns
+
+
+def exists(name: str, generator: random.Random) -> str:
+    article = "an" if name[0] in "aeiou" else "a"
+    plain = "" if name in ("grass", "water", "snow", "sand") else f"{article} "
+    return f"Is there {plain}{name} in the {generator.choice(('image', 'photo', 'image'))}?"
+
+
+def named_things(captions: Iterable[str]) -> set[str]:
+    """Things that at least one caption mentions."""
+    words = caption_words(captions)
+    return {name for name in (*COCO_NAMES, *NATURE) if words.intersection(_forms(name))}
+
+
+def caption_words(captions: Iterable[str]) -> set[str]:
+    """Lower-case words, and pairs of neighbours."""
+    found: set[str] = set()
+    for caption in captions:
+        words = re.findall(r"[a-z]+", caption.lower())
+        found.update(words)
+        found.update(f"{first} {second}" for first, second in pairwise(words))
+    return found
+
+
+def _forms(name: str) -> Sequence[str]:
+    return SAYS.get(name, [name, f"{name}s", f"{name}es"])
+
+
+def clean_caption(text: str) -> str:
+    """Flickr8k's captions are tokenised; people write "a dog." and not "a dog ."."""
+    text = re.sub(r"\s+([.,!?;:])", r"\1", text.strip())
+    return text.rstrip(" .") + "."
+
+
+def _question(text: str) -> str:
+    text = re.sub(r"\bimage\d+\b", "image", text.strip())
+    return f"{text[0].upper()}{text[1:]}?"
+
+
+def _styled(question: str, answer: str, generator: random.Random) -> str:
+    short = len(answer.split()) <= 3 and question not in CAPTION_PROMPTS
+    return question + SHORT_ANSWER if short and generator.random() < 0.6 else question
+
+
+def texts_of(photos: Iterable[Photo], class_names: Sequence[str], seed: int) -> Iterable[str]:
+    """All turns of the photos as they are said, for a tokenizer and a language model."""
+    for number, photo in enumerate(photos):
+        for question, answer in photo_turns(photo, class_names, random.Random(f"{seed} {number}"), most=20):
+            yield f"USER: {question} ASSISTANT: {answer}"

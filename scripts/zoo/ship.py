@@ -1,0 +1,47 @@
+"""Puts trained models into the package, in half precision, each with its card."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfvlm.packing import store_half, store_without_tower
+from sfvlm.zoo import WEIGHTS, shipped
+
+CARDS = Path(__file__).parent / "cards"
+LIMIT = 45_000_000  # bytes, all together
+
+
+@dataclass(frozen=True)
+class ShipOptions:
+    """Put trained models into the package."""
+
+    clip: Path | None = None
+    """Folder of the trained CLIP."""
+    llava: Path | None = None
+    """Folder of the LLaVA trained on it; its tower is not stored again."""
+    sparseformer: Path | None = None
+    """Folder of the SparseFormer bootstrapped from it."""
+
+
+def ship(options: ShipOptions) -> None:
+    """Stores the given models and their cards.
+
+    Raises:
+        ValueError: All shipped models together are too large; or as the functions of `sfvlm.packing`.
+    """
+    stored: list[str] = []
+    if options.clip is not None:
+        store_half(options.clip, WEIGHTS / "clip-tiny")
+        stored.append("clip-tiny")
+    if options.llava is not None:
+        store_without_tower(options.llava, WEIGHTS / "clip-tiny", WEIGHTS / "llava-tiny")
+        stored.append("llava-tiny")
+    if options.sparseformer is not None:
+        store_half(options.sparseformer, WEIGHTS / "sparseformer-tiny-49")
+        stored.append("sparseformer-tiny-49")
+    for name in stored:
+        shutil.copyfile(CARDS / f"{name}.md", WEIGHTS / name / "README.md")
+    sizes = shipped()
+    print("\n".join(f"{name:24} {size / 1e6:5.1f} MB" for name, size in sizes.items()))
+    if sum(sizes.values()) > LIMIT:
+        raise ValueError(f"The shipped models take {sum(sizes.values())} bytes; the package has room for {LIMIT}.")

@@ -1,0 +1,81 @@
+"""What the shipped models are trained on, and what of it is kept for measuring them.
+
+One folder holds the shards: Flickr8k with captions, Imagenette, COCO with boxes, DAQUAR with questions, Caltech-101 photos,
+and the ImageNet vision transformer that everything starts from. Rendered scenes need no file.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfvlm.decode import UnreadablePhoto
+from sfvlm.images import Photos, open_photos
+from sfvlm.views import Selection
+from sfvlm.vqa_sources import COCO_HELD_OUT, DAQUAR_HELD_OUT, photo_split
+
+CLIP_SCENES, LLAVA_SCENES = 1000, 1001  # seeds of training scenes; every other seed is free for measuring
+CAPTIONED = ("flickr8k-train-{000..002}.tar", "coco-boxes-000.tar")
+TALKED_OF = (*CAPTIONED, "imagenette-train-000.tar", "daquar-train-000.tar")
+PHOTOS = (*CAPTIONED, "imagenette-train-000.tar", "caltech-photos-000.tar", "daquar-train-000.tar")
+IMAGENETTE = (
+    *("tench", "English springer", "cassette player", "chain saw", "church"),
+    *("French horn", "garbage truck", "gas pump", "golf ball", "parachute"),
+)
+HELD_OUT = {"coco-boxes-000.tar": COCO_HELD_OUT, "daquar-train-000.tar": DAQUAR_HELD_OUT}
+VISION_TRANSFORMER = "vit_tiny_patch16_224.safetensors"
+
+
+@dataclass(frozen=True)
+class Data:
+    """A folder of shards.
+
+    Raises:
+        ValueError: One of the files is missing.
+    """
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        if not (self.folder / name).exists():
+            raise ValueError(
+                f"{self.folder} holds no {name}: --data is the folder with the shards and the transformer."
+            )
+        return self.folder / name
+
+    def training_photos(self, names: tuple[str, ...], scenes: int = 0, seed: int = CLIP_SCENES) -> Selection:
+        """All photos of the shards but the held-out ones, then the scenes."""
+        sources = [str(self.folder / name) for name in names] + ([f"scenes:{scenes}:{seed}"] if scenes else [])
+        photos = open_photos(sources)
+        return Selection(photos, [index for index in range(len(photos)) if not is_held_out(photos.key(index))])
+
+    def held_out_photos(self, name: str) -> Selection:
+        """The photos of a shard that no shipped model is trained on."""
+        photos = open_photos(self.path(name))
+        return Selection(photos, [index for index in range(len(photos)) if is_held_out(photos.key(index))])
+
+    def captions(self) -> list[str]:
+        """Every training caption of the photos."""
+        texts: list[str] = []
+        photos = self.training_photos(CAPTIONED)
+        for index in range(len(photos)):
+            try:
+                texts += photos[index].captions
+            except UnreadablePhoto:
+                continue
+        return texts
+
+
+def is_held_out(key: str) -> bool:
+    """Whether a photo is kept for measuring: a property of its shard and name alone."""
+    every = HELD_OUT.get(key.partition(":")[0])
+    return every is not None and photo_split(key, every) == "test"
+
+
+def fingerprint(photos: Selection) -> str:
+    """A hash of which photos these are, and in which order."""
+    return hashlib.sha256("\n".join(photos.key(index) for index in range(len(photos))).encode()).hexdigest()
+
+
+def scenes_of(photos: Photos | Selection, index: int) -> bool:
+    """Whether a photo is a rendered scene."""
+    return photos.key(index).startswith("scenes:")

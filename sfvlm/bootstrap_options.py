@@ -1,0 +1,78 @@
+"""How a student is trained: the options of a run, which are the flags of its command too."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .alignment import Objective
+from .inherit import TuneMethod
+
+# What a resumed run may change: it still ends on the bits of an uninterrupted one.
+FREE = ("eval_every", "save_every", "keep_checkpoints", "log_every", "workers", "report_to", "cpu", "teacher_cache")
+
+
+@dataclass(frozen=True)
+class BootstrapOptions:
+    """How a student is trained."""
+
+    steps: int = 2000
+    """Optimizer steps."""
+    batch_size: int = 32
+    """Photos a step, over all processes."""
+    learning_rate: float = 1e-4
+    """Peak rate of inherited weights."""
+    fresh_learning_rate: float = 1e-3
+    """Peak rate of fresh weights."""
+    box_learning_rate: float = 1e-3
+    """Peak rate of the boxes every photo starts from."""
+    weight_decay: float = 0.05
+    """AdamW's, on matrices only."""
+    warmup: float = 0.05
+    """Share of the steps over which rates rise; then they fall along a cosine."""
+    clip_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them."""
+    ema_decay: float = 0.0
+    """Decay of the averaged weights that are evaluated and exported instead; 0 for none."""
+    tune: TuneMethod = "full"
+    """How inherited blocks are tuned: in full, or by LoRA (merged on export)."""
+    lora_rank: int = 16
+    """Rank of the LoRA updates."""
+    objective: Objective = field(default_factory=Objective)
+    """What is matched."""
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Share of a photo's area a training view shows."""
+    cached_views: int = 0
+    """Views a photo has in all; their pooled teacher outputs are kept on disk. 0: a new view every epoch, no cache."""
+    teacher_cache: Path | None = None
+    """Folder of that cache, OUT/teacher-cache by default. Runs with the same teacher, photos and seed may share it."""
+    held_back: int = 256
+    """Photos never trained on, for the evaluation during the run (a tenth at most)."""
+    eval_every: int = 250
+    """Steps between evaluations on them; 0 for the end only."""
+    save_every: int = 250
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many to keep."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Automatic mixed precision."""
+    compile: bool = False
+    """torch.compile the student and the teacher."""
+    workers: int = 1
+    """Processes that decode photos."""
+    seed: int = 0
+    """Of views and order."""
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
+    """Also log there."""
+    cpu: bool = False
+    """Stay on the CPU though there is an accelerator."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON gives it back: lists for tuples, text for paths."""
+        return json.loads(json.dumps(asdict(self), default=str))
+
+    def binding(self) -> dict[str, Any]:
+        """`to_dict` without what a resumed run may change."""
+        return {name: value for name, value in self.to_dict().items() if name not in FREE}

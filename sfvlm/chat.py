@@ -1,0 +1,262 @@
+"""Talks to a host, a LLaVA as transformers opens it: photos and prompts to answers, or messages to streamed text.
+
+    open_host -> Host -> answer(images, prompts)    many short answers at once, greedy: evaluation
+                      -> stream(messages, images)   one reply in pieces, with timings: the demo
+
+Messages are transformers' own: {"role", "content"}, where content is a text or a list of {"type": "image"} and
+{"type": "text", "text"} parts. Prompts are built by the host's own chat template.
+"""
+
+import hashlib
+import threading
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+)
+
+from .chat_reply import Reply
+from .swap_quantized import check_census, quantization
+from .zoo import resolve
+
+Message = dict[str, Any]
+HOST_TYPES = ("llava", "llava_next", "llava_onevision")
+COMPUTED = ("position_ids", "rotary_emb.inv_freq")
+GREEDY = dict(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
+
+
+def user_message(text: str, images: int = 0) -> Message:
+    """A user's turn: so many photos, then the text."""
+    return {"role": "user", "content": [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]}
+
+
+def assistant_message(text: str) -> Message:
+    """A turn of the host's."""
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+class Host:
+    """A LLaVA and its processor, ready for questions; one reply is generated at a time, whoever asks.
+
+    Args:
+        model: A LlavaForConditionalGeneration, LlavaNext... or LlavaOnevision....
+        processor: Its processor; the tokenizer gets a padding token if it has none.
+        source: What it is called in results.
+
+    Raises:
+        ValueError: The processor has no chat template.
+    """
+
+    def __init__(self, model: Any, processor: Any, source: str = "host") -> None:
+        if not processor.chat_template:
+            raise ValueError(f"The processor of {source} has no chat template, so that it is unknown how to ask it.")
+        if processor.tokenizer.pad_token is None:
+            processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        self.model, self.processor, self.source = model.eval(), processor, source
+        self._lock = threading.Lock()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change with the weights: names, shapes and a sample of values of all of them."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            if not tensor.is_meta:  # offloaded
+                flat = tensor.flatten()
+                places = torch.linspace(0, len(flat) - 1, min(len(flat), 64), dtype=torch.float64).long()
+                digest.update(str(flat[places.to(flat.device)].double().tolist()).encode())
+        return digest.hexdigest()[:12]
+
+    def image_tokens(self, image: Image.Image) -> int:
+        """Tokens the LLM reads for this photo."""
+        return self._image_tokens(self._encode([[user_message("", 1)]], [[image]]))
+
+    def answer(
+        self, images: Sequence[Image.Image | None], prompts: Sequence[str], *, max_new_tokens: int = 64
+    ) -> list[str]:
+        """Greedy answers to prompts about one photo each, or about none; a batch says what one at a time would."""
+        photos = [[] if image is None else [image] for image in images]
+        conversations = [[user_message(prompt, len(shown))] for prompt, shown in zip(prompts, photos, strict=True)]
+        return self.answer_messages(conversations, photos, max_new_tokens=max_new_tokens)
+
+    def answer_messages(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        images: Sequence[Sequence[Image.Image]],
+        *,
+        max_new_tokens: int = 64,
+    ) -> list[str]:
+        """The next turn of each conversation, greedy; `images` holds the photos of each.
+
+        Raises:
+            ValueError: A conversation has so many places for photos, but so many others are given.
+        """
+        if not conversations:
+            return []
+        inputs = self._encode(conversations, images)
+        with self._lock:
+            output = self.model.generate(**inputs, **GREEDY, max_new_tokens=max_new_tokens)
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[Image.Image] = (),
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: threading.Event | None = None,
+    ) -> Reply:
+        """The next turn of one conversation, as it is written.
+
+        Args:
+            messages: The conversation, with as many image parts as there are photos.
+            images: The photos, in the order of those parts.
+            max_new_tokens: The longest reply.
+            temperature: 0 is greedy.
+            top_p: Share of the probability that is sampled from.
+            stop: Setting it ends the reply after the token that is being written.
+
+        Raises:
+            ValueError: Photos and image parts differ in number.
+        """
+        started = time.perf_counter()
+        sampling = GREEDY if temperature <= 0 else dict(do_sample=True, temperature=temperature, top_p=top_p)
+        inputs = self._encode([messages], [images])
+        facts = dict(
+            tokens_per_image=self._image_tokens(inputs) / max(len(images), 1),
+            prompt_tokens=inputs["input_ids"].shape[1],
+        )
+        settings = dict(sampling, max_new_tokens=max_new_tokens)
+        return Reply(
+            self.model, self.processor, self._lock, inputs, settings, stop or threading.Event(), started, facts
+        )
+
+    def _encode(
+        self, conversations: Sequence[Sequence[Message]], images: Sequence[Sequence[Image.Image]]
+    ) -> dict[str, Tensor]:
+        """Tensors for `generate`, padded on the left: input_ids (B, T), attention_mask, pixel_values, ..."""
+        texts = []
+        for messages, shown in zip(conversations, images, strict=True):
+            turns = [self._plain(message) for message in messages]
+            places = sum(part["type"] == "image" for turn in turns for part in turn["content"])
+            if places != len(shown):
+                raise ValueError(f"The messages have {places} image parts, but {len(shown)} photos are given.")
+            texts.append(self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        bos = self.processor.tokenizer.bos_token
+        # A list a conversation: OneVision tiles a photo that stands alone, and not those that come together.
+        photos = [list(shown) for shown in images if shown]
+        inputs = self.processor(
+            text=texts,
+            images=photos or None,
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=not (bos and texts[0].startswith(bos)),  # templates may write it themselves
+        )
+        return dict(inputs.to(self.model.device, self.model.dtype))
+
+    def _plain(self, message: Message) -> Message:
+        """A message as templates expect it, in parts; the user's text must not pass for a photo."""
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        plain = [
+            dict(part, text=part["text"].replace(self.processor.image_token, ""))
+            if part["type"] == "text"
+            else {"type": part["type"]}
+            for part in parts
+        ]
+        return {"role": message["role"], "content": plain}
+
+    def _image_tokens(self, inputs: dict[str, Tensor]) -> int:
+        return int((inputs["input_ids"] == self.processor.image_token_id).sum())
+
+
+def open_host(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    bits: Literal[4, 8] | None = None,
+) -> Host:
+    """Opens a host, strictly.
+
+    Args:
+        source: A folder, hub id or name of the zoo: a transformers LLaVA, LLaVA-NeXT or LLaVA-OneVision, with any tower.
+        dtype: Default the checkpoint's own, but float32 on a CPU.
+        device: Default cuda where there is one.
+        device_map: Spreads the host over several devices instead.
+        bits: Quantises the LLM by bitsandbytes; tower, projector and output layer stay whole.
+
+    Raises:
+        ValueError: It is no host, it is damaged, or bitsandbytes is not installed.
+    """
+    name, source = str(source), check_host(source)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype is None:
+        dtype = "float32" if device == "cpu" and device_map is None and bits is None else "auto"
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype}
+    if bits is not None:
+        options |= {"quantization_config": quantization(bits), "device_map": device_map or {"": device}}
+    elif device_map is not None:
+        options["device_map"] = device_map
+    try:
+        opened: Any = AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True, **options)
+        processor = AutoProcessor.from_pretrained(source)
+    except Exception as error:  # readers of damaged files raise their own kinds
+        raise ValueError(f"The host {name} cannot be opened: {str(error).strip().splitlines()[0]}") from error
+    model, info = opened
+    _check_whole(name, info)
+    if bits is not None:
+        check_census(model)
+    elif device_map is None:
+        model.to(device)
+    return Host(model, processor, name)
+
+
+def check_host(source: str | Path) -> Path | str:
+    """The host's folder or hub id; refuses what is no host by its configuration, before anything large is read.
+
+    Raises:
+        ValueError: There is nothing, or something else.
+    """
+    source = resolve(source)
+    folder = Path(source)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise ValueError(f"{source} is no host: it is not a folder with a config.json.")
+    if not folder.exists() and (isinstance(source, Path) or folder.is_absolute() or len(folder.parts) > 2):
+        raise ValueError(f"There is no host in {source}: the folder does not exist.")
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source)
+    except Exception as error:  # no such folder, no such hub id, no network, no JSON
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"No host can be opened from {source}: {reason}") from error
+    if "mm_vision_tower" in config:
+        raise ValueError(f"{source} has the original llava package's layout: convert it into transformers' first.")
+    if config.get("model_type") not in HOST_TYPES:
+        raise ValueError(
+            f"{source} is no host: its config.json says {config.get('model_type')!r}, not {', '.join(HOST_TYPES)}."
+        )
+    return source
+
+
+def _check_whole(name: str, info: dict[str, Any]) -> None:
+    wrong = {what: sorted(map(str, keys)) for what, keys in info.items() if keys and what != "error_msgs"}
+    # Old checkpoints also hold what is computed.
+    strays = [key for key in wrong.pop("unexpected_keys", []) if not key.endswith(COMPUTED)]
+    wrong |= {"unexpected_keys": strays} if strays else {}
+    if wrong:
+        problems = "; ".join(f"{what.replace('_', ' ')}: {', '.join(keys[:6])}" for what, keys in wrong.items())
+        raise ValueError(f"The tensors of the host {name} do not fit its configuration ({problems}).")

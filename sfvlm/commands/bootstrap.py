@@ -1,0 +1,66 @@
+"""The command that makes a SparseFormer from a teacher and photos."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..bootstrap import bootstrap
+from ..bootstrap_options import BootstrapOptions
+from ..cli import say
+from ..configuration import Focusing
+from ..images import open_photos
+from ..inherit import inherit, student_config
+from ..teachers import open_teacher
+
+
+@dataclass(frozen=True)
+class BootstrapCommand:
+    """Bootstrap a SparseFormer from a pretrained vision transformer and unlabelled photos."""
+
+    teacher: str = "clip-tiny"
+    """A name of `sfvlm zoo`, transformers folder or hub id (CLIP, SigLIP, LLaVA), timm:NAME:FILE, open_clip:NAME:FILE, local-dir:FOLDER."""
+    photos: list[str] = field(default_factory=lambda: ["scenes:6000"])
+    """Folders, tar shards (globs and braces too), Hugging Face datasets on disk, or scenes:COUNT for rendered ones."""
+    out: Path = Path("runs/quickstart")
+    """Folder to write; also holds checkpoints and metrics along the way."""
+    num_tokens: int = 49
+    """Budget: tokens a photo becomes."""
+    focusing: Focusing = "inherited"
+    """inherited: glimpses through the teacher's own embeddings. fresh: the paper's focusing transformer."""
+    truncate: int | None = None
+    """Leading teacher blocks left out; default a third for fresh focusing, none for inherited."""
+    tuned_blocks: int | None = None
+    """Leading student blocks that are trained; default two thirds."""
+    coarse_blocks: int | None = None
+    """Blocks of the first look, inherited focusing only; 0 leaves the boxes where they start."""
+    box_zoom: float = 0.8
+    """Share of the photo's side that the boxes of the closer look tile at the start, inherited focusing only."""
+    glimpse_size: int | None = None
+    """Samples a side of a box, inherited focusing only; default the teacher's patch size."""
+    image_size: int | None = None
+    """Side of the student's photos in pixels; default the teacher's."""
+    resume: bool = False
+    """Continue the run in OUT from its newest checkpoint."""
+    training: Annotated[BootstrapOptions, tyro.conf.arg(name="")] = field(default_factory=BootstrapOptions)
+
+
+def bootstrap_command(command: BootstrapCommand) -> None:
+    """Opens the teacher and the photos, builds the student, trains it, and says where it is."""
+    teacher = open_teacher(command.teacher)
+    photos = open_photos(command.photos)
+    given = {name: getattr(command, name) for name in ("coarse_blocks", "box_zoom", "glimpse_size", "image_size")}
+    config = student_config(
+        teacher.config,
+        focusing=command.focusing,
+        num_tokens=command.num_tokens,
+        truncate=command.truncate,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    student, report = inherit(teacher, config, command.tuned_blocks, command.training.seed)
+    say(f"{len(photos)} photos; teacher of {teacher.config.num_tokens} tokens, student of {config.num_tokens}.")
+    say(report.summary())
+    result = bootstrap(teacher, student, report, photos, command.out, command.training, resume=command.resume)
+    say(", ".join(f"{name} {value:.4f}" for name, value in result.items()))
+    say(f"Wrote {command.out}. Measure it: python eval/zeroshot.py --model {command.out} --data YOUR_DATA --controls")

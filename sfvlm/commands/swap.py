@@ -1,0 +1,64 @@
+"""The command that swaps a host's tower."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..cli import say
+from ..swap_folders import swap_folder, undo_folder
+from ..zoo import resolve
+
+
+@dataclass(frozen=True)
+class SwapCommand:
+    """Put a SparseFormer into a LLaVA; projector and language model stay as they are, bit for bit."""
+
+    host: str = "llava-tiny"
+    """Folder, hub id or name of a transformers LLaVA, LLaVA-NeXT or LLaVA-OneVision; with --undo a swapped folder."""
+    tower: str = "sparseformer-tiny-49"
+    """SparseFormer folder or name."""
+    out: Path = Path("runs/llava-49")
+    """Folder to write; it must not exist."""
+    num_tokens: int | None = None
+    """Image tokens a photo or tile; default the tower's own budget."""
+    undo: bool = False
+    """Write the dense host that HOST, a swapped folder, was made from."""
+
+
+def swap_command(command: SwapCommand) -> None:
+    """Swaps, or undoes a swap, and says what was done."""
+    if command.undo:
+        manifest = undo_folder(command.host, command.out)
+        tokens = manifest["tokens"]
+        say(
+            f"Wrote {command.out}: the dense host of {tokens['before']} tokens a {tokens['of_each']} again, bit for bit."
+        )
+        return
+    tower = Path(resolve(command.tower))
+    manifest = swap_folder(host_folder(command.host), tower, command.out, command.num_tokens)
+    tokens, untouched = manifest["tokens"], manifest["untouched"]
+    say(f"{tokens['after']} tokens a {tokens['of_each']} instead of {tokens['before']}.")
+    for part, facts in untouched.items():
+        say(
+            f"{part.replace('_', ' ')}: {facts['tensors']} tensors, sha256 {facts['sha256_after'][:16]} before and after."
+        )
+    say(f"Wrote {command.out}. After `import sfvlm`, transformers' own from_pretrained opens it.")
+
+
+def host_folder(name: str) -> Path:
+    """The folder of a host given by path, hub id or name of the zoo; downloaded where it must be.
+
+    Raises:
+        ValueError: It can be neither found nor downloaded.
+    """
+    found = resolve(name)
+    if Path(found).is_dir():
+        return Path(found)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(found), ignore_patterns=["*.bin", "*.pth", "*.pt", "*.h5", "*.msgpack"]))
+    except Exception as error:  # of a bad name, a missing model, a closed one, no network: many kinds
+        raise ValueError(
+            f"The host {name!r} is neither a folder nor a model that can be downloaded ({type(error).__name__}); offline, "
+            "give the path of a local folder."
+        ) from error

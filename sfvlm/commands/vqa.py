@@ -1,0 +1,268 @@
+"""The command behind `eval/vqa.py`: hosts, questions and photos to one table and one results file."""
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..chat import Host, check_host, open_host
+from ..cli import say
+from ..decode import UnreadablePhoto
+from ..images import open_photos
+from ..results import Row, write_results
+from ..vqa import (
+    BENCHMARKS,
+    RULES,
+    ask,
+    benchmark_named,
+    compare,
+    made_questions,
+    measure,
+    questions_of,
+    result_row,
+    rule_of,
+)
+from ..vqa_answers import Shard, merge_shards, read_answers
+from ..vqa_metrics import Score
+from ..vqa_photos import NamedPhotos, SourcePhotos, TablePhotos, check_photos
+from ..vqa_questions import Question
+from ..vqa_sources import SCENE_TEST_SEED, Negatives, Split
+
+Answered = tuple[str, str, list[str], dict[str, Any]]  # name, source, texts, what is known of the model
+
+
+@dataclass(frozen=True)
+class VqaCommand:
+    """Ask hosts a benchmark's questions and measure their answers, each beside the first on the same questions."""
+
+    benchmark: str
+    """vqav2, okvqa, textvqa, vizwiz, gqa, scienceqa, pope, mme, mmbench; or, made from photos alone, scenes,
+    pope-like, captions, daquar."""
+    model: list[str] = field(default_factory=list)
+    """Hosts, transformers LLaVA, LLaVA-NeXT or LLaVA-OneVision: folders, hub ids or names of the zoo. The others are
+    compared with the first."""
+    questions: list[Path] = field(default_factory=list)
+    """LLaVA's question files (JSON lines), or the benchmark's own."""
+    annotations: list[Path] = field(default_factory=list)
+    """The benchmark's own files, where the question files have no right answers."""
+    photos: list[str] = field(default_factory=list)
+    """Folders or tar shards with the photos; scenes: scenes:COUNT:SEED."""
+    answers: list[Path] = field(default_factory=list)
+    """Answer files of any program in LLaVA's format: measures them instead of asking hosts."""
+    rule: Literal["official", "m4c"] | None = None
+    """How VQAv2, OK-VQA, TextVQA and VizWiz are normalised; default each one's own."""
+    split: Split = "all"
+    """Photos that pope-like, captions and daquar ask about; test: those held out of training."""
+    negatives: Negatives = "matched"
+    """How pope-like chooses absent objects; matched: none can be guessed from its name."""
+    seed: int = 0
+    """Of pope-like's choices."""
+    limit: int | None = None
+    """At most so many questions, spread evenly over all."""
+    batch_size: int = 8
+    """Questions at once."""
+    max_new_tokens: int | None = None
+    """The longest answer; default LLaVA's 128 (1024 for multiple choice), less for what is made from photos."""
+    dtype: str | None = None
+    """Default the checkpoint's own, but float32 on a CPU."""
+    device: str | None = None
+    """Default cuda where there is one."""
+    bits: Literal[4, 8] | None = None
+    """Loads the LLM by bitsandbytes; tower, projector and output layer stay whole."""
+    only_ask: bool = False
+    """Writes answers and measures nothing: for test questions whose right answers are not public."""
+    shard: str | None = None
+    """2/8: answers the second of eight parts. When all are answered, the same command without it joins them."""
+    out: Path | None = None
+    """A .json file to write; the folder of that name gets the answers, which an interrupted run continues."""
+
+
+def vqa_command(command: VqaCommand) -> None:
+    """Reads the questions, asks each host, prints a table and writes the results."""
+    rule = rule_of(command.benchmark, command.rule)
+    shard = _check(command)
+    questions, photos = _questions(command)
+    if shard is not None:
+        questions, whole = shard.of(questions), questions
+        say(f"Shard {shard.number} of {shard.count}: {len(questions)} of {len(whole)} questions.")
+    try:
+        answered = list(_answered(command, questions, photos, shard))
+    except KeyboardInterrupt:
+        kept = "the same command continues" if command.out is not None else "without --out nothing is kept"
+        sys.stderr.write(f"\nInterrupted; {kept}.\n")
+        raise SystemExit(130) from None
+    if shard is not None:
+        say(f"When all {shard.count} shards are answered, join them by the same command without --shard.")
+    if command.out is not None and (shard is not None or command.only_ask):
+        say(f"The answers are in {_folder(command.out)}.")
+        return
+    scores = [measure(command.benchmark, questions, texts, rule) for _, _, texts, _ in answered]
+    rows = list(_rows(command, rule, questions, answered, scores))
+    say(f"\n{command.benchmark}: {len(questions)} questions, {len(set(scores[0].photos))} photos; {RULES[rule][1]}")
+    say(vqa_table(rows, scores[0].headline, benchmark_named(command.benchmark).shown))
+    if command.out is not None:
+        made = {name: getattr(command, name) for name in ("split", "negatives", "seed", "limit")}
+        write_results(command.out, rows, {"command": shlex.join(sys.argv), "device": _device(command), **made})
+        say(f"\nWrote {command.out}; the answers are in {_folder(command.out)}.")
+
+
+def _check(command: VqaCommand) -> Shard | None:
+    """What can be said before anything is read."""
+    if command.out is not None and command.out.suffix != ".json":
+        raise ValueError(f"--out is {command.out}; it must end in .json.")
+    if bool(command.model) == bool(command.answers):
+        raise ValueError("Give --model for hosts that are asked, or --answers for answers that are there already.")
+    if (command.shard is not None or command.only_ask) and (command.out is None or command.answers):
+        raise ValueError("--shard and --only-ask need --model, and --out for a place to keep the answers.")
+    shard = None if command.shard is None else Shard.parse(command.shard)
+    for source in command.model:
+        check_host(source)
+    return shard
+
+
+def _questions(command: VqaCommand) -> tuple[list[Question], NamedPhotos | None]:
+    """The questions, and their photos where a host is to be asked."""
+    name, sources = command.benchmark, command.photos
+    if name == "scenes" and not sources:
+        sources = [f"scenes:500:{SCENE_TEST_SEED}"]
+    is_made = not command.questions and benchmark_named(name).make is not None
+    if name == "mmbench" and command.questions and not sources:
+        photos: NamedPhotos | None = TablePhotos(command.questions[0])
+    elif sources:
+        photos = SourcePhotos(open_photos(sources))
+    elif is_made or command.model:
+        raise ValueError(f"The photos of {name} are missing: give --photos.")
+    else:
+        photos = None
+    if is_made:
+        assert isinstance(photos, SourcePhotos)
+        options = {"scenes": {}, "pope-like": dict(split=command.split, seed=command.seed, negatives=command.negatives)}
+        questions = made_questions(name, photos.photos, **options.get(name, dict(split=command.split)))
+    else:
+        questions = questions_of(name, command.questions, command.annotations, not command.only_ask)
+    if photos is not None and command.model:
+        check_photos(questions, photos, ", ".join(sources) or str(command.questions[0]))
+    return _spread(questions, command.limit), photos
+
+
+def _spread(questions: list[Question], limit: int | None) -> list[Question]:
+    count = len(questions) if limit is None else min(limit, len(questions))
+    if count < 1:
+        raise ValueError(f"--limit is {limit}; there must be at least 1 question.")
+    return [questions[number * len(questions) // count] for number in range(count)]
+
+
+def _answered(
+    command: VqaCommand, questions: Sequence[Question], photos: NamedPhotos | None, shard: Shard | None
+) -> Iterator[Answered]:
+    """Each model's answers, one model in memory at a time."""
+    for path, name in zip(command.answers, short_names(command.answers), strict=True):
+        yield name, str(path), read_answers(path, questions), {}
+    for source, name in zip(command.model, short_names(command.model), strict=True):
+        assert photos is not None
+        host = open_host(source, dtype=command.dtype, device=command.device, bits=command.bits)
+        texts = ask(
+            host,
+            questions,
+            photos,
+            max_new_tokens=command.max_new_tokens or BENCHMARKS[command.benchmark].max_new_tokens,
+            batch_size=command.batch_size,
+            path=_answer_path(command, name, questions, shard),
+            model_id=name,
+        )
+        yield name, source, texts, _facts(host, questions, photos)
+        del host
+        torch.cuda.empty_cache()
+
+
+def _answer_path(command: VqaCommand, name: str, questions: Sequence[Question], shard: Shard | None) -> Path | None:
+    """The answer file of a model; shards that are there and complete become one first."""
+    if command.out is None:
+        return None
+    safe_name = re.sub(r"[^\w.@-]+", "-", name).strip("-")
+    whole = _folder(command.out) / f"{command.benchmark}.{safe_name}.jsonl"
+    if shard is not None:
+        return shard.path(whole)
+    if merge_shards(whole, questions):
+        say(f"Joined the shards of {whole}.")
+    return whole
+
+
+def _folder(out: Path) -> Path:
+    return out.with_suffix("") / "answers"
+
+
+def _facts(host: Host, questions: Sequence[Question], photos: NamedPhotos) -> dict[str, Any]:
+    """Tokens the LLM reads for the first photo that can be read."""
+    for item in questions:
+        if item.image is not None:
+            try:
+                return {"tokens": host.image_tokens(photos.open(item.image))}
+            except UnreadablePhoto:
+                continue
+    return {}
+
+
+def _rows(
+    command: VqaCommand, rule: str, questions: Sequence[Question], answered: list[Answered], scores: list[Score]
+) -> Iterator[Row]:
+    for (name, source, texts, facts), score in zip(answered, scores, strict=True):
+        yield result_row(
+            command.benchmark,
+            name,
+            source,
+            score,
+            rule=rule,
+            comparison=None if score is scores[0] else compare(scores[0], score),
+            facts={"questions": len(questions), "unanswered": sum(not text for text in texts), **facts},
+        )
+
+
+def vqa_table(rows: Sequence[Row], headline: str, shown: Sequence[str] = ()) -> str:
+    """Results as an aligned table, a row a model: what none of them has is left out."""
+    columns = [
+        ("tokens", "tokens"),
+        (headline, headline),
+        (f"{headline}_low", "95 % from"),
+        (f"{headline}_high", "to"),
+        *((name, name) for name in shown),
+        ("difference", "difference"),
+        ("difference_low", "from"),
+        ("difference_high", "to"),
+        ("retained", "retained"),
+        ("retained_low", "from"),
+        ("retained_high", "to"),
+    ]
+    columns = [column for column in columns if any(column[0] in row["metrics"] for row in rows)]
+    lines = [["model", *(heading for _, heading in columns)]]
+    for row in rows:
+        lines.append([row["model"], *(_cell(name, row["metrics"].get(name), headline) for name, _ in columns)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+
+
+def _cell(name: str, value: float | None, headline: str) -> str:
+    """Shares as per cent, MME's points and CIDEr-D as they are; a difference has a sign."""
+    if value is None:
+        return ""
+    if name == "tokens":
+        return f"{value:.0f}"
+    sign = "+" if name.startswith("difference") else ""
+    if headline in ("points", "cider_d") and not name.startswith("retained"):
+        return f"{value:{sign}.{1 if headline == 'points' else 3}f}"
+    return f"{value:{sign}.1%}"
+
+
+def short_names(paths: Sequence[str | Path]) -> list[str]:
+    """Last parts of paths, or whole ones where two end alike."""
+    short = [Path(path).name or str(path) for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def _device(command: VqaCommand) -> str:
+    return command.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,189 @@
+"""The command that measures SparseFormers beside their teacher and the cheap alternatives."""
+
+import functools
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..cli import say
+from ..controls import cost, make_controls
+from ..results import table, write_results
+from ..sparseformer import SparseFormerModel
+from ..teachers import Teacher, open_teacher
+from ..texts import open_text_encoder
+from ..zeroshot import (
+    Candidate,
+    Classes,
+    EvaluationViews,
+    Student,
+    Task,
+    evaluate,
+    open_evaluation_photos,
+    open_student,
+)
+from ..zoo import resolve
+
+
+@dataclass(frozen=True)
+class ZeroShotCommand:
+    """Measure SparseFormers beside their dense teacher, and beside the cheap ways to the same number of tokens."""
+
+    data: list[str]
+    """Photos, each source measured alone: class folders, shards with labels or captions, CLIP_benchmark's folders."""
+    model: list[str] = field(default_factory=list)
+    """SparseFormer folders, or names of `sfvlm zoo`."""
+    teacher: str | None = None
+    """As in bootstrapping; default the one that MODEL/bootstrap.json names."""
+    task: Task = "auto"
+    """auto: classification where there are labels, retrieval where there are captions, else fidelity to the teacher."""
+    controls: bool = False
+    """Also measure the teacher at lower resolution, with larger patches, and with merged tokens."""
+    num_tokens: list[int] = field(default_factory=list)
+    """Budgets; default each model's own."""
+    image_size: int | None = None
+    """Side of the photos in pixels; default the models', or the teacher's without any."""
+    crop_pct: float = 1.0
+    """Share of the shortest side that a view shows."""
+    class_indices: str | None = None
+    """Classes of the labels 0, 1, ... when a data set has some of ImageNet's alone: 0,217,482."""
+    class_names: Path | None = None
+    """A text file of class names, one a line; default the data's own, or ImageNet's."""
+    templates: Path | None = None
+    """A text file of prompts with {c} or {} for the class name; default the data's own, or CLIP's 80."""
+    limit: int | None = None
+    """At most so many photos of each source, spread evenly."""
+    batch_size: int = 64
+    """Photos encoded at once."""
+    workers: int = 0
+    """Processes that decode photos; 0 decodes in between."""
+    device: str | None = None
+    """Default cuda where there is one."""
+    out: Path | None = None
+    """A .json file to write; the folder of that name gets a file a row, for `clip_benchmark build`."""
+
+
+def zeroshot_command(command: ZeroShotCommand) -> None:
+    """Opens the models, measures them on each source, prints a table for it, and writes the results."""
+    if command.out is not None and command.out.suffix != ".json":
+        raise ValueError(f"--out is {command.out}; it must end in .json.")
+    if not command.data:
+        raise ValueError("There are no photos to measure on: give --data.")
+    classes = Classes(
+        names=_lines(command.class_names), templates=_lines(command.templates), indices=_numbers(command.class_indices)
+    )
+    sources = [(source, open_evaluation_photos(source)) for source in command.data]
+    folders = [Path(resolve(name)) for name in command.model]
+    students = [open_student(folder) for folder in folders]
+    teacher = open_teacher(command.teacher or _teacher_of(folders))
+    image_size = _image_size(command, teacher, students)
+    device = command.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    candidates, citations = _candidates(command, teacher, students, image_size, device)
+    text = functools.cache(lambda: open_text_encoder(teacher.source, device))
+
+    rows, skipped = [], {}
+    names = _short_names([source.removesuffix(".tar") for source in command.data])
+    for name, (source, photos) in zip(names, sources, strict=True):
+        views = EvaluationViews(photos, image_size, command.limit, command.crop_pct)
+        found, broken = evaluate(
+            candidates,
+            views,
+            (teacher.config.image_mean, teacher.config.image_std),
+            text,
+            dataset=name,
+            task=command.task,
+            classes=classes,
+            batch_size=command.batch_size,
+            device=device,
+            workers=command.workers,
+        )
+        rows += found
+        skipped[source] = list(broken)
+        say(f"\n{name}: {found[0]['task'].replace('_', ' ')}, {len(views) - len(broken)} photos of {image_size} pixels")
+        say(table(found))
+        if broken:
+            say(f"Skipped {len(broken)} broken photos, the first {broken[0]['key']}: {broken[0]['reason']}.")
+    if command.out is not None:
+        facts = {"command": shlex.join(sys.argv), "skipped": skipped, "citations": citations, "device": device}
+        folder = write_results(command.out, rows, facts)
+        say(f"\nWrote {command.out}; for a CSV file: clip_benchmark build {folder}")
+
+
+def _candidates(
+    command: ZeroShotCommand, teacher: Teacher, students: list[SparseFormerModel], image_size: int, device: str
+) -> tuple[list[Candidate], dict[str, str]]:
+    """The teacher, the students at each budget, and the controls at all of them; and where the controls come from."""
+    modules: list[tuple[str, str, nn.Module]] = [("teacher", teacher.source, teacher.model)]
+    budgets: dict[int, None] = dict.fromkeys(command.num_tokens)
+    for folder, name, student in zip(command.model, _short_names(command.model), students, strict=True):
+        for count in command.num_tokens or [student.config.num_tokens]:
+            modules.append((f"{name}@{count}", folder, Student(student, count)))
+            budgets[count] = None
+    citations: dict[str, str] = {}
+    for count in budgets if command.controls else ():
+        for control in make_controls(teacher.model, count, image_size):
+            modules.append((control.name, teacher.source, control))
+            citations[control.name] = control.citation
+    if command.controls and not budgets:
+        raise ValueError("--controls needs a budget: give --num-tokens, or a --model that has one.")
+    candidates = []
+    for name, pretrained, module in modules:
+        spent = cost(module.to(device), image_size)
+        numbers = {"tokens": spent.tokens, "mean_tokens": spent.mean_tokens, "gmacs": spent.macs / 1e9}
+        candidates.append(Candidate(name, pretrained, module, numbers))
+    return candidates, citations
+
+
+def _teacher_of(folders: list[Path]) -> str:
+    """The teacher that all folders name in their `bootstrap.json`."""
+    if not folders:
+        raise ValueError("There is nothing to measure: give --model, --teacher or both.")
+    found: dict[str, Path] = {}
+    for folder in folders:
+        path = folder / "bootstrap.json"
+        if not path.is_file():
+            raise ValueError(f"{folder} has no bootstrap.json that names its teacher: give --teacher.")
+        found[json.loads(path.read_text())["teacher"]] = folder
+    if len(found) > 1:
+        raise ValueError(f"They have several teachers ({', '.join(found)}): measure each alone, or give --teacher.")
+    return next(iter(found))
+
+
+def _image_size(command: ZeroShotCommand, teacher: Teacher, students: list[SparseFormerModel]) -> int:
+    """One side for all, so that all see the same views; a multiple of the teacher's patch."""
+    given = command.image_size
+    found = {student.config.image_size for student in students} or {teacher.config.image_size}
+    if given is None and len(found) > 1:
+        raise ValueError(f"The models take photos of different sides ({sorted(found)}): choose one with --image-size.")
+    size, patch = given or found.pop(), teacher.config.teacher_patch_size
+    if size < patch or size % patch:
+        raise ValueError(f"The photos' side is {size}, no multiple of the teacher's patches of {patch} pixels.")
+    return size
+
+
+def _lines(path: Path | None) -> tuple[str, ...] | None:
+    if path is None:
+        return None
+    if not path.is_file():
+        raise ValueError(f"The file {path} does not exist.")
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--class-indices is {text!r}; it must be numbers and commas, such as 0,217,482.") from None
+
+
+def _short_names(paths: Sequence[str | Path]) -> list[str]:
+    """Last parts of paths, or whole ones where two end alike."""
+    short = [Path(path).name or str(path) for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]

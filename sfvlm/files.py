@@ -1,0 +1,46 @@
+"""Files and folders that are whole or absent: written under a temporary name beside their own, then renamed."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path for a file or folder, which takes the place of `path` at the end.
+
+    If anything fails, what was written is removed and `path` stays as it was. Several processes may write one path at once.
+    """
+    # The name itself stays, in a folder of its own: writers of pictures go by its suffix.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        if temporary.is_dir():  # a folder cannot be renamed onto another
+            shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+
+
+@contextmanager
+def replacing_inside(folder: Path) -> Iterator[Path]:
+    """Gives a temporary folder, whose files take the places of their namesakes in `folder` at the end.
+
+    If anything fails, what was written is removed and `folder` stays as it was. One process at a time may do so.
+    """
+    temporary = folder / ".unfinished"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one piece: readers see the old content or the new, never a part."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

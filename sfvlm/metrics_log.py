@@ -1,0 +1,29 @@
+"""`metrics.jsonl`: what a run said of itself, a line of JSON every few steps and for every evaluation."""
+
+import json
+from pathlib import Path
+
+from .files import write_text
+
+
+class MetricsLog:
+    """Lines of numbers, each with its `step`, in a file that a resumed run continues."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, values: dict[str, float]) -> None:
+        """Appends a line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(rounded(values)) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines of steps that a resumed run will do again, and one that a killed run left unfinished."""
+        if self.path.exists():
+            lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
+            write_text(self.path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+
+
+def rounded(values: dict[str, float]) -> dict[str, float]:
+    """Six significant digits of each float; whole numbers stay."""
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in values.items()}

@@ -1,0 +1,246 @@
+"""The swap of a folder: a host's folder and a tower to a new folder, and back.
+
+The new folder holds
+
+    config.json, processor_config.json     the host's, changed
+    model-*.safetensors                    projector and language model, bit for bit; the tower in the last file
+    swap.json                              the manifest: hashes, token counts, every changed setting with its old value
+    dense/                                 the dense tower and the files that were changed, as they were
+    everything else                        the host's files, byte for byte
+
+The dense tower stays inside (a CLIP ViT-L/14 in half precision: 0.6 GB beside 14 GB of a 7B model), so that undoing
+needs nothing but the folder: the host it came from may since have been moved, updated, or cleared from a cache.
+"""
+
+import importlib.metadata
+import json
+import shutil
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoProcessor
+
+from .files import replacing
+from .sparseformer import SparseFormerModel
+from .swap_plan import Plan, Setting, apply_plan, plan_swap, read_host, restore
+from .swap_weights import WeightFiles, bytes_hash, open_weights, parts, read_tensors, write_weights
+from .tensors import tensor_hash
+from .tower import check_dtype
+from .zeroshot import open_student
+
+MANIFEST, DENSE = "swap.json", "dense"
+PACKAGES = ("sfvlm", "torch", "transformers", "safetensors")
+# What processor_config.json of transformers 5 holds inside itself, older versions keep in files of their own.
+_IMAGE_SETTINGS = ("preprocessor_config.json", "video_preprocessor_config.json")
+_CHANGED = ("config.json", "processor_config.json", *_IMAGE_SETTINGS)
+
+
+def swap_folder(
+    host: str | Path, tower: str | Path | SparseFormerModel, out: str | Path, num_tokens: int | None = None
+) -> dict[str, Any]:
+    """Writes a host with another tower to a new folder, and returns its manifest.
+
+    Args:
+        host: A folder of a transformers LLaVA, LLaVA-NeXT or LLaVA-OneVision with safetensors weights.
+        tower: A SparseFormer folder, or an open model.
+        out: The folder to write; it must not exist, and appears only when it is complete and verified.
+        num_tokens: Image tokens a photo or tile; default the tower's own budget.
+
+    Raises:
+        ValueError: They do not fit, a file is missing or damaged, or `out` exists. Nothing is written then.
+    """
+    host, out = Path(host), Path(out)
+    _check_absent(out)
+    config, processor = _open_host(host)
+    facts, weights = read_host(config, processor), open_weights(host)
+    model = tower if isinstance(tower, SparseFormerModel) else open_student(tower)
+    plan = plan_swap(facts, model.config, num_tokens)
+    dtype = _dtype_of_host(config, weights)
+    check_dtype(model, dtype)
+    settings = apply_plan(plan, config, processor, model.config)
+    of_tower = Setting.of(model.config, "dtype", dtype)
+    try:
+        tensors = {f"{weights.tower_prefix}{key}": tensor for key, tensor in _cast(model, dtype).items()}
+        with _appearing(out) as temporary:
+            _copy_files(host, temporary)
+            _write_settings(config, processor, temporary)
+            write_weights(weights, lambda name: not name.startswith(weights.tower_prefix), tensors, temporary)
+            _keep_dense(host, weights, temporary / DENSE)
+            manifest = _manifest(host, tower, model, plan, settings, weights, open_weights(temporary))
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    finally:
+        restore((*settings, of_tower))
+    return manifest
+
+
+def undo_folder(swapped: str | Path, out: str | Path) -> dict[str, Any]:
+    """Writes the dense host again from a swapped folder, and returns the manifest of the swap that is undone.
+
+    Raises:
+        ValueError: It is no swapped folder, is damaged, or its projector or language model were changed since; or `out`
+            exists.
+    """
+    swapped, out = Path(swapped), Path(out)
+    _check_absent(out)
+    if not (swapped / MANIFEST).is_file() or not (swapped / DENSE).is_dir():
+        raise ValueError(f"{swapped} is no swapped host: it lacks {MANIFEST} or {DENSE}/.")
+    manifest = json.loads((swapped / MANIFEST).read_text())
+    weights, dense = open_weights(swapped), open_weights(swapped / DENSE)
+    tensors = load_file(dense.files[0])
+    with _appearing(out) as temporary:
+        _copy_files(swapped, temporary, skip=(MANIFEST, *_CHANGED))
+        for file in (swapped / DENSE).glob("*.json"):
+            shutil.copy2(file, temporary / file.name)
+        write_weights(weights, lambda name: not name.startswith(weights.tower_prefix), tensors, temporary)
+        written = open_weights(temporary)
+        found = bytes_hash(read_tensors(written, written.where))
+        if found != manifest["host"]["sha256"]:
+            raise ValueError(
+                f"The weights in {swapped} with the dense tower have the sha256 {found[:16]}, and the host had "
+                f"{manifest['host']['sha256'][:16]}: they were changed after the swap, so that it cannot be undone."
+            )
+    return manifest
+
+
+def _open_host(folder: Path) -> tuple[Any, Any]:
+    """Configuration and processor of a host's folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"The host {folder} is no folder with a config.json.")
+    try:
+        described = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}.") from error
+    if "mm_vision_tower" in described:
+        raise ValueError(f"{folder} is in the original llava package's layout: convert it into transformers' first.")
+    quantised = (described.get("quantization_config") or {}).get("quant_method", "bitsandbytes")
+    if quantised != "bitsandbytes":
+        raise ValueError(f"{folder} is quantised by {quantised!r}: swap the host it was made from, and quantise after.")
+    try:
+        config, processor = AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    except Exception as error:  # missing files, unknown types and bad fields raise many kinds
+        raise ValueError(f"The host {folder} cannot be opened: {str(error).strip().splitlines()[0]}") from error
+    return config, processor
+
+
+def _dtype_of_host(config: Any, weights: WeightFiles) -> torch.dtype:
+    """What the host computes in by default: its configuration's dtype, else its projector's as stored."""
+    names = parts(weights.where)["multi_modal_projector"]
+    if not names:
+        raise ValueError(f"{weights.files[0].parent} holds no projector (multi_modal_projector) in its weights.")
+    stored = {tensor.dtype for _, tensor in read_tensors(weights, names)}
+    if len(stored) > 1 or not next(iter(stored)).is_floating_point:
+        raise ValueError(
+            f"The host's projector is stored as {', '.join(sorted(map(str, stored)))}, and a tower gives it floating point: "
+            "swap the host it was made from, and keep the projector out of quantisation."
+        )
+    return config.dtype or stored.pop()
+
+
+def _cast(model: SparseFormerModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The tower's tensors in the host's dtype; boxes stay float32, as in the model itself."""
+    exact = ("token_roi.weight",)
+    return {
+        key: (tensor if key.endswith(exact) else tensor.to(dtype)).detach().cpu().contiguous()
+        for key, tensor in model.state_dict().items()
+    }
+
+
+def _copy_files(source: Path, out: Path, skip: tuple[str, ...] = _IMAGE_SETTINGS) -> None:
+    """Everything but weights and folders, byte for byte."""
+    weights = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".h5", ".msgpack")
+    out.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if file.is_file() and not file.name.endswith(weights) and file.name not in skip:
+            shutil.copy2(file, out / file.name)
+
+
+def _write_settings(config: Any, processor: Any, out: Path) -> None:
+    """`config.json` and `processor_config.json`; the tokenizer's files stay the host's own."""
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:  # the tower is new, so it is not among what was quantised
+        kept = quantised.get("llm_int8_skip_modules") or []
+        quantised["llm_int8_skip_modules"] = [*kept, *({"model.vision_tower"} - set(kept))]
+    config.save_pretrained(out)
+    scratch = out / ".processor"
+    processor.save_pretrained(scratch)
+    shutil.copy2(scratch / "processor_config.json", out / "processor_config.json")
+    shutil.rmtree(scratch)
+
+
+def _keep_dense(host: Path, weights: WeightFiles, out: Path) -> None:
+    """The dense tower and the changed files, for `undo_folder`."""
+    out.mkdir()
+    names = parts(weights.where)["vision_tower"]
+    save_file(dict(read_tensors(weights, names)), out / "model.safetensors", metadata={"format": "pt"})
+    for name in _CHANGED:
+        if (host / name).is_file():
+            shutil.copy2(host / name, out / name)
+
+
+def _manifest(
+    host: Path,
+    tower: str | Path | SparseFormerModel,
+    model: SparseFormerModel,
+    plan: Plan,
+    settings: tuple[Setting, ...],
+    before: WeightFiles,
+    after: WeightFiles,
+) -> dict[str, Any]:
+    """What was done; raises ValueError if a bit of projector or language model is not what it was."""
+    untouched = {}
+    names_before, names_after = parts(before.where), parts(after.where)
+    for part in ("multi_modal_projector", "language_model"):
+        digests = [
+            bytes_hash(read_tensors(files, names[part]))
+            for files, names in ((before, names_before), (after, names_after))
+        ]
+        if digests[0] != digests[1]:
+            raise ValueError(f"The copy of the host's {part} is not what was read: check the disk.")
+        untouched[part] = {
+            "tensors": len(names_before[part]), "sha256_before": digests[0], "sha256_after": digests[1]
+        }  # fmt: skip
+    facts = plan.host
+    return {
+        "host": {
+            "path": str(host),
+            "type": facts.kind,
+            "sha256": bytes_hash(read_tensors(before, before.where)),
+            "layers": list(facts.layers),
+            "tower": f"{facts.depth} blocks of width {facts.width}",
+        },
+        "tower": {
+            "path": None if isinstance(tower, SparseFormerModel) else str(tower),
+            "sha256": tensor_hash(model.state_dict()),
+            "blocks": model.config.num_hidden_layers,
+        },
+        "tokens": {"before": facts.tokens, "after": plan.tokens, "of_each": "tile" if facts.tiles else "photo"},
+        "untouched": untouched,
+        "changed": {
+            f"{type(each.owner).__name__}.{each.name}": [_plain(each.before), _plain(each.after)]
+            for each in settings
+            if each.name != "vision_config" and each.before != each.after
+        },
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON."""
+    return value if isinstance(value, str | int | float | list | None) else dict(value)
+
+
+def _check_absent(out: Path) -> None:
+    if out.exists():
+        raise ValueError(f"The folder {out} exists: choose another one, or remove it.")
+
+
+def _appearing(out: Path) -> AbstractContextManager[Path]:
+    """A temporary folder that becomes `out` when it is complete."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return replacing(out)

@@ -1,0 +1,33 @@
+"""Tensors by name: whether two sets of them agree, and a hash of one."""
+
+import hashlib
+
+from torch import Tensor
+
+
+def check_keys(given: dict[str, Tensor], wanted: dict[str, Tensor], what: str) -> None:
+    """Raises one ValueError that lists missing, unknown and wrongly shaped tensors, if there are any."""
+    missing = sorted(wanted.keys() - given.keys())
+    unknown = sorted(given.keys() - wanted.keys())
+    shapes = [
+        f"{key} is {tuple(given[key].shape)}, not {tuple(wanted[key].shape)}"
+        for key in sorted(given.keys() & wanted.keys())
+        if given[key].shape != wanted[key].shape
+    ]
+    problems = [
+        f"{title}: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+        for title, names in (("missing", missing), ("unknown", unknown), ("shape", shapes))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"The tensors of {what} do not fit: {'; '.join(problems)}.")
+
+
+def tensor_hash(tensors: dict[str, Tensor]) -> str:
+    """sha256 over names, shapes and float32 values, in sorted order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().float().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,239 @@
+"""Questions about photos, and the files they come in: LLaVA's JSON lines and the benchmarks' own annotations.
+
+LLaVA's question file has one object a line, {question_id, image, text[, category]}; `text` is the whole prompt. Right
+answers stand beside them (`label`, `answer`, `answers` or `captions`), or in a second file, the benchmark's annotations.
+A benchmark's own annotations can also be the question file: then the prompt is built here as LLaVA-1.5's files have it.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
+OPTION_LETTER = "\nAnswer with the option's letter from the given choices directly."
+LETTERS = "ABCDEFGHIJ"
+
+# How a question of one file finds its annotation in another: by its id, its photo and words, or its photo alone.
+Join = Literal["id", "words", "photo"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about one photo, or about none, and what is known of the right answer."""
+
+    question_id: str | int
+    image: str | None  # what its source calls the photo
+    text: str  # the whole prompt
+    answers: tuple[str, ...] = ()  # one right answer, ten people's answers, or captions
+    category: str = ""  # numbers are also given for each
+    options: tuple[str, ...] = ()  # of a multiple choice
+    question_type: str = ""  # VQAv2's "how many", ...
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)  # goes into the answer's line
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What an answer is joined on. Ids alone do not do: TextVQA's and MME's files use one for several questions."""
+        return str(self.question_id), self.text
+
+
+Builder = Callable[[Path], list[Question]]  # from a file or folder in a benchmark's own format
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON lines file.
+
+    Raises:
+        ValueError: The file does not exist, or a line is no object.
+    """
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise ValueError(f"Line {number} of {path} is not a JSON object.")
+            yield row
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: The file does not exist or is no JSON.
+    """
+    try:
+        return json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON file: {error}.") from error
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise ValueError(f"The file {path} does not exist.")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text file: {error}.") from error
+
+
+def read_questions(
+    paths: Sequence[Path],
+    annotations: Sequence[Path] = (),
+    *,
+    build: Builder | None = None,
+    join: Join = "id",
+    repeats_ids: bool = False,
+    needs_answers: bool = True,
+) -> list[Question]:
+    """All questions of one or several files, each with its right answers.
+
+    Args:
+        paths: LLaVA's question files, or the benchmark's own, which `build` reads.
+        annotations: The benchmark's own files, where the question files have no answers.
+        build: From one file of the benchmark's own format to questions; None if there is no such format.
+        join: How a question finds its annotation.
+        repeats_ids: Whether one id may stand for several questions.
+        needs_answers: Whether to refuse questions without right answers.
+
+    Raises:
+        ValueError: A file is missing or damaged, an id is there twice, or a question has no answer.
+    """
+    annotated = [item for path in annotations for item in _read_one(path, build)]
+    questions: list[Question] = []
+    for path in paths:
+        found = _read_one(path, build)
+        found = join_annotations(found, annotated, join) if annotations else found
+        questions += _distinct(found, path) if len(paths) > 1 else found
+    check_unique(questions, ", ".join(map(str, paths)), repeats_ids)
+    unanswered = [question for question in questions if not question.answers]
+    if unanswered and needs_answers:
+        raise ValueError(
+            f"{len(unanswered)} of {len(questions)} questions have no right answer, the first of them "
+            f"{unanswered[0].question_id}: give the benchmark's own file with --annotations."
+        )
+    return questions
+
+
+def join_annotations(questions: Sequence[Question], annotated: Sequence[Question], join: Join) -> list[Question]:
+    """Questions with the answers that the annotations have for them.
+
+    Raises:
+        ValueError: A question is not among the annotations, or is there with different answers.
+    """
+    key = JOINS[join]
+    known: dict[Hashable, Question] = {}
+    for item in annotated:
+        other = known.setdefault(key(item), item)
+        if other.answers != item.answers:
+            raise ValueError(f"The annotations answer {item.text or item.question_id!r} ({item.image}) in two ways.")
+    missing = [question for question in questions if key(question) not in known]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(questions)} questions are not in the annotations, the first of them "
+            f"{missing[0].question_id}."
+        )
+    return [_annotated(question, known[key(question)]) for question in questions]
+
+
+def _annotated(question: Question, known: Question) -> Question:
+    return replace(
+        question,
+        answers=known.answers,
+        category=question.category or known.category,
+        options=question.options or known.options,
+        question_type=known.question_type,
+    )
+
+
+def question_words(prompt: str) -> str:
+    """The question alone, in lower case: without the instruction below it, OCR words, or MME's last sentence."""
+    if prompt.startswith("OCR tokens: ") and "Question: " in prompt:  # an older form of LLaVA's TextVQA file
+        prompt = prompt.partition("Question: ")[2].partition(" Short answer:")[0]
+    lines = [line for line in prompt.strip().splitlines() if not line.startswith("Reference OCR token:")]
+    words = " ".join(lines[0].lower().split()) if lines else ""
+    return words.removesuffix("please answer yes or no.").strip()
+
+
+def photo_stem(image: str | None) -> str:
+    """A photo's name without folder and suffix."""
+    return "" if image is None else Path(image).stem
+
+
+JOINS: dict[Join, Callable[[Question], Hashable]] = {
+    "id": lambda question: str(question.question_id),
+    "photo": lambda question: photo_stem(question.image),
+    "words": lambda question: (photo_stem(question.image), question_words(question.text)),
+}
+
+
+def check_unique(questions: Sequence[Question], where: str, repeats_ids: bool = False) -> None:
+    """Refuses questions that could not be told apart.
+
+    Raises:
+        ValueError: There are none, or an id (with `repeats_ids`: an id with the same prompt) is there twice.
+    """
+    if not questions:
+        raise ValueError(f"There are no questions in {where}.")
+    keys: Counter[Any] = Counter(item.key if repeats_ids else item.key[0] for item in questions)
+    twice = [key for key, number in keys.items() if number > 1]
+    if twice:
+        shown = twice[0][0] if repeats_ids else twice[0]
+        raise ValueError(f"{len(twice)} question ids are there twice in {where}, the first of them {shown}.")
+
+
+def _distinct(questions: Sequence[Question], path: Path) -> list[Question]:
+    """Several files, as POPE's three, may each count from 1, and be named for a category."""
+    category = path.stem.rpartition("_")[2]
+    return [
+        replace(item, question_id=f"{path.stem}/{item.question_id}", category=item.category or category)
+        for item in questions
+    ]
+
+
+def _read_one(path: Path, build: Builder | None) -> list[Question]:
+    if path.is_dir() or path.suffix == ".tsv" or _is_document(path):
+        if build is None:
+            raise ValueError(f"{path} does not hold JSON lines, which is how this benchmark's questions come.")
+        return build(path)
+    return [_llava_question(row, path) for row in read_lines(path)]
+
+
+def _is_document(path: Path) -> bool:
+    """Whether the file is one JSON document: its first line is not a question by itself."""
+    if path.suffix == ".jsonl":
+        return False
+    first = next((line for line in _text(path).splitlines() if line.strip()), "")
+    try:
+        row = json.loads(first)
+    except ValueError:
+        return path.suffix == ".json"
+    return not (isinstance(row, dict) and "question_id" in row)
+
+
+def _llava_question(row: dict[str, Any], path: Path) -> Question:
+    missing = [name for name in ("question_id", "text") if name not in row]
+    if missing:
+        raise ValueError(f"A question of {path} has no {missing[0]!r}, only {', '.join(row)}.")
+    return Question(
+        question_id=row["question_id"],
+        image=row.get("image"),
+        text=str(row["text"]).replace("<image>", "").strip("\n"),
+        answers=_given(row),
+        category=str(row.get("category", "")),
+        options=tuple(row.get("options", ())),
+    )
+
+
+def _given(row: dict[str, Any]) -> tuple[str, ...]:
+    """The right answers of a row, whatever they are called; VQA's lists hold objects."""
+    for name in ("answers", "captions", "label", "answer", "caption"):
+        if name in row:
+            value = row[name]
+            listed = value if isinstance(value, list | tuple) else [value]
+            return tuple(str(item["answer"] if isinstance(item, dict) else item) for item in listed)
+    return ()

@@ -1,0 +1,183 @@
+"""Questions made from photos and what their source says of them; nothing is read but the photos.
+
+    scene_questions     rendered scenes: colour, shape, count, position, reading, ...
+    pope_questions      photos with boxes: "Is there a dog in the image?"
+    caption_questions   photos with captions
+    daquar_questions    photos with questions and answers
+
+Training and evaluation share these. What is held out is held out by photo, not by question: `photo_split` says of every
+photo which side it is on, whatever shard it comes from.
+"""
+
+import contextlib
+import re
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from .decode import Photo, UnreadablePhoto
+from .images import Photos
+from .vqa_questions import SHORT_ANSWER, Question
+
+Split = Literal["train", "test", "all"]
+# matched: an object is asked for as often where it is absent as where it is present, and there where it would be
+# expected; knowing the objects' names alone then answers half. The others are POPE's rules (arXiv 2305.10355), by
+# which a rare object is nearly always present.
+Negatives = Literal["matched", "random", "popular", "adversarial"]
+Labels = dict[str, list[str]]  # of objects, by photo
+CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
+# One photo in so many is held out, where a source has no test photos of its own. The shipped models keep to it.
+COCO_HELD_OUT, DAQUAR_HELD_OUT = 4, 5
+SCENE_TEST_SEED = 1_000_000  # of the scenes that are for evaluation
+
+
+def photo_split(key: str, every: int = COCO_HELD_OUT) -> Literal["train", "test"]:
+    """Which side a photo is on, by its name alone: not by its folder or shard, and not by its suffix."""
+    name = re.split(r"[/:]", key)[-1].split(".")[0]
+    return "test" if zlib.crc32(name.encode()) % every == 0 else "train"
+
+
+def scene_questions(photos: Photos, suffix: str = SHORT_ANSWER) -> list[Question]:
+    """Up to seven questions about each rendered scene; the category is their kind."""
+    return [
+        Question(f"{photo.key}:{number}", photo.key, item["question"] + suffix, (item["answer"],), item["kind"])
+        for photo in _readable(photos, "all")
+        for number, item in enumerate(_of(photo, "questions"))
+    ]
+
+
+def caption_questions(photos: Photos, split: Split = "all", prompt: str = CAPTION_PROMPT) -> list[Question]:
+    """One question for each photo that has captions; all of them are right answers."""
+    return [
+        Question(photo.key, photo.key, prompt, photo.captions)
+        for photo in _readable(photos, split)
+        if any(caption.strip() for caption in photo.captions)
+    ]
+
+
+def daquar_questions(photos: Photos, split: Split = "all", suffix: str = SHORT_ANSWER) -> list[Question]:
+    """The questions in {"qa": [[question, answer], ...]}; the category is what they ask for: number, color or object."""
+    return [
+        Question(
+            f"{photo.key}:{number}",
+            photo.key,
+            re.sub(r"\s*\bimage\d+\b", " image", words[:1].upper() + words[1:]).rstrip(" ?") + "?" + suffix,
+            (answer.replace("_", " "),),
+            daquar_kind(words),
+        )
+        for photo in _readable(photos, split, DAQUAR_HELD_OUT)
+        for number, (words, answer) in enumerate(_of(photo, "qa"))
+    ]
+
+
+def daquar_kind(words: str) -> str:
+    """What a question of DAQUAR asks for, typing errors included."""
+    lowered = words.lower()
+    if lowered.startswith(("how ma", "how an", "number of")):
+        return "number"
+    asks_color = re.match(r"\w+ (?:(?:is|are|us|id|sre|it) )?(?:the |different )*colou?rs?\b(?! object)", lowered)
+    return "color" if asks_color else "object"
+
+
+def pope_questions(
+    photos: Photos,
+    seed: int = 0,
+    split: Split = "all",
+    negatives: Negatives = "matched",
+    most: int = 6,
+    suffix: str = SHORT_ANSWER,
+) -> list[Question]:
+    """As many objects that are there as objects that are not; the category is how the latter were chosen.
+
+    Args:
+        photos: With {"boxes": [[label, ...], ...]}.
+        seed: Questions depend on it and on the photos alone.
+        split: Photos asked about; which objects come together is known from all of them.
+        negatives: How absent objects are chosen.
+        most: Present objects asked for, a photo.
+        suffix: Below each question.
+
+    Raises:
+        ValueError: No photo has boxes.
+    """
+    present = {photo.key: sorted({str(box[0]) for box in _of(photo, "boxes")}) for photo in _readable(photos, "all")}
+    present = {key: labels for key, labels in present.items() if labels}
+    if not present:
+        raise ValueError(f"The photos of {', '.join(photos.origins)} have no boxes to ask for.")
+    rng = np.random.default_rng(seed)
+    asked = {
+        key: [labels[i] for i in rng.permutation(len(labels))[:most]]
+        for key, labels in present.items()
+        if split in ("all", photo_split(key))
+    }
+    absent = _matched(rng, present, asked) if negatives == "matched" else _pope(rng, present, asked, negatives)
+    questions = []
+    for key, labels in asked.items():
+        pairs = [*((label, "yes") for label in labels), *((label, "no") for label in absent[key])]
+        for number, place in enumerate(rng.permutation(len(pairs))):
+            label, answer = pairs[place]
+            article = "an" if label[0] in "aeiou" else "a"
+            words = f"Is there {article} {label} in the image?{suffix}"
+            questions.append(Question(f"{key}:{number}", key, words, (answer,), negatives))
+    return questions
+
+
+def _matched(rng: np.random.Generator, present: Labels, asked: Labels) -> Labels:
+    """Every asked object, as often, about photos without it: sooner those whose objects often come with it."""
+    counts, together = _statistics(present)
+    times = Counter(label for labels in asked.values() for label in labels)
+    absent: Labels = {key: [] for key in asked}
+    for label, number in sorted(times.items(), key=lambda item: (-item[1], item[0])):
+        free = [key for key in asked if label not in present[key]]
+        expected = [sum(together[other][label] / counts[other] for other in present[key]) for key in free]
+        room = [max(1 - len(absent[key]) / (len(asked[key]) + 1), 0.05) for key in free]
+        weights = (0.05 + np.array(expected)) * np.array(room)
+        for place in rng.choice(len(free), min(number, len(free)), replace=False, p=weights / weights.sum()):
+            absent[free[place]].append(label)
+    return absent
+
+
+def _pope(rng: np.random.Generator, present: Labels, asked: Labels, negatives: Negatives) -> Labels:
+    """POPE's own rules: an absent object for each present one, by chance, the most frequent, or its best company."""
+    counts, together = _statistics(present)
+    names = sorted(counts)
+    absent: Labels = {}
+    for key, labels in asked.items():
+        absent[key] = []
+        for label in labels:
+            ranked = {
+                "random": [],
+                "popular": [name for name, _ in counts.most_common()],
+                "adversarial": [name for name, _ in together[label].most_common()],
+            }[negatives]
+            by_chance = [names[i] for i in rng.permutation(len(names))]
+            taken = {*present[key], *absent[key]}
+            absent[key] += [name for name in (*ranked, *by_chance) if name not in taken][:1]
+    return absent
+
+
+def _statistics(present: Labels) -> tuple[Counter[str], dict[str, Counter[str]]]:
+    """In how many photos each object is, and each together with each other one."""
+    counts: Counter[str] = Counter()
+    together: dict[str, Counter[str]] = defaultdict(Counter)
+    for labels in present.values():
+        counts.update(labels)
+        for label in labels:
+            together[label].update(other for other in labels if other != label)
+    return counts, together
+
+
+def _readable(photos: Photos, split: Split, every: int = COCO_HELD_OUT) -> Iterator[Photo]:
+    """The photos of one side; a broken one has no questions."""
+    for index in range(len(photos)):
+        if split == "all" or photo_split(photos.key(index), every) == split:
+            with contextlib.suppress(UnreadablePhoto):
+                yield photos[index]
+
+
+def _of(photo: Photo, name: str) -> list[Any]:
+    value = photo.meta.get(name, [])
+    return value if isinstance(value, list) else []

@@ -1,0 +1,89 @@
+"""How sure a score is, and a difference of two: bootstrap intervals that draw photos, not questions.
+
+Questions about one photo stand or fall together, so that resampling them one by one would promise too much.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its 95 % percentile bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same questions, the second against the first."""
+
+    difference: Interval  # second - first
+    retained: Interval | None  # second / first; None where the first scores nothing
+    better: int  # questions the second scores higher on
+    worse: int
+
+
+def mean_interval(
+    scores: Sequence[float], photos: Sequence[Hashable], resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """The mean of N scores of questions about `photos` (N,), each its photo."""
+    sums, counts = _by_photo(np.asarray(scores, dtype=np.float64)[None], photos)
+    means = np.concatenate([drawn[0] / number for drawn, number in _resampled(sums, counts, resamples, seed)])
+    return _interval(float(np.mean(scores)), means)
+
+
+def paired_comparison(
+    first: Sequence[float],
+    second: Sequence[float],
+    photos: Sequence[Hashable],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Scores (N,) and (N,) of two models on the same N questions; both are drawn together."""
+    both = np.array([first, second], dtype=np.float64)  # (2, N)
+    sums, counts = _by_photo(both, photos)
+    resampled = list(_resampled(sums, counts, resamples, seed))
+    ours, theirs = (np.concatenate([drawn[row] / number for drawn, number in resampled]) for row in (1, 0))
+    means = both.mean(axis=1)
+    retained = None
+    if means[0] > 0 and theirs.min() > 0:
+        retained = _interval(float(means[1] / means[0]), ours / theirs)
+    return Comparison(
+        difference=_interval(float(means[1] - means[0]), ours - theirs),
+        retained=retained,
+        better=int((both[1] > both[0]).sum()),
+        worse=int((both[1] < both[0]).sum()),
+    )
+
+
+def _by_photo(scores: Values, photos: Sequence[Hashable]) -> tuple[Values, Values]:
+    """Scores (M, N) to their sums over each photo (M, G), and how many questions it has (G,)."""
+    if scores.shape[1] != len(photos) or not len(photos):
+        raise ValueError(f"There are {scores.shape[1]} scores of questions about {len(photos)} photos.")
+    numbers = {photo: number for number, photo in enumerate(dict.fromkeys(photos))}
+    index = np.array([numbers[photo] for photo in photos])
+    sums = [np.bincount(index, weights=row) for row in scores]
+    return np.array(sums, dtype=np.float64), np.bincount(index).astype(np.float64)
+
+
+def _resampled(sums: Values, counts: Values, resamples: int, seed: int) -> Iterator[tuple[Values, Values]]:
+    """Chunks of R resamples: sums (M, R) and question counts (R,) of as many photos, drawn with replacement."""
+    rng, size = np.random.default_rng(seed), len(counts)
+    chunk = max(1, 2_000_000 // size)
+    for start in range(0, resamples, chunk):
+        drawn = rng.integers(size, size=(min(chunk, resamples - start), size))  # (R, G)
+        yield sums[:, drawn].sum(axis=-1), counts[drawn].sum(axis=-1)
+
+
+def _interval(value: float, resampled: Values) -> Interval:
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Interval(value, float(low), float(high))

@@ -1,0 +1,196 @@
+"""How the shipped models are made: the recipes in `scripts/zoo`, on a handful of photos."""
+
+import io
+import json
+import random
+import re
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tiny import randomize
+from transformers import AutoTokenizer, CLIPModel, LlavaForConditionalGeneration
+
+from sfvlm.scenes import render_scene
+from sfvlm.teachers import open_teacher
+
+SCRIPTS = str(Path(__file__).parents[1] / "scripts")
+sys.path.insert(0, SCRIPTS)
+from zoo.clip import THINGS, ClipOptions, build_clip, patch_labels  # noqa: E402
+from zoo.clip_model import new_clip  # noqa: E402
+from zoo.clip_model import train_tokenizer as train_clip_tokenizer  # noqa: E402
+from zoo.llava import Conversations, LlavaLearner, LlavaOptions, _collate, build_llava  # noqa: E402
+from zoo.llava_model import new_llava, new_processor, train_tokenizer  # noqa: E402
+from zoo.questions import COCO_NAMES, existence_turns, photo_turns  # noqa: E402
+from zoo.sources import IMAGENETTE, PHOTOS, TALKED_OF, Data  # noqa: E402
+
+sys.path.remove(SCRIPTS)
+WORDS = ["a red circle on a dotted background", "USER: What color is it? ASSISTANT: red", "two dogs run over grass ."]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """The folder of training data, a few noisy photos a shard, and a vision transformer of random weights."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    said = {
+        "flickr8k-train-000": {"captions": ["A dog runs over the grass .", "Two dogs play ."]},
+        "coco-boxes-000": {"size": [64, 64], "boxes": [["dog", 1, 2, 30, 30]], "captions": ["A dog."]},
+        "daquar-train-000": {"qa": [["what is on the floor in image12", "garbage_bin"]]},
+        "caltech-photos-000": None,
+    }
+    for name in ("flickr8k-train-001", "flickr8k-train-002"):
+        said[name] = said["flickr8k-train-000"]
+    for name, meta in [*said.items(), ("imagenette-train-000", 3)]:
+        with tarfile.open(folder / f"{name}.tar", "w") as tar:
+            for number in range(6):
+                data = io.BytesIO()
+                Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(data, "JPEG")
+                members = {"jpg": data.getvalue()}
+                if meta is not None:
+                    members["cls" if meta == 3 else "json"] = json.dumps(meta).encode()
+                for suffix, content in members.items():
+                    entry = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+    torch.manual_seed(0)
+    save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), folder / "vit_tiny_patch16_224.safetensors")
+    return folder
+
+
+def test_the_new_image_tower_says_what_its_transformer_says(shards):
+    teacher = open_teacher(f"timm:vit_tiny_patch16_224:{shards / 'vit_tiny_patch16_224.safetensors'}").model
+    randomize(teacher, scale=0.02)
+    tokenizer = train_clip_tokenizer(WORDS, 600)
+    seen, unseen = torch.rand(2, 6, 3, 224, 224)
+    tower = new_clip(teacher, tokenizer, torch.zeros(192), seen).vision_model.eval()
+    with torch.no_grad():
+        expected = teacher.head.norm(teacher(unseen).hidden_states[-1][:, 0])
+        assert torch.nn.functional.cosine_similarity(tower(unseen).pooler_output, expected).min() > 0.99
+
+
+def test_the_clip_tokenizer_reads_back_as_transformers_own(tmp_path):
+    tokenizer = train_clip_tokenizer(WORDS, 600)
+    tokenizer.save_pretrained(tmp_path)
+    text = "Zürich's RED circle, 42 dogs!"
+    ids = AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"]
+    assert ids == tokenizer(text)["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.lower().replace(" ", "")
+
+
+def test_patches_are_named_after_the_thing_that_covers_them():
+    scene = render_scene(3, 5)
+    things, colors = patch_labels(list(scene.to_meta()["objects"])).unflatten(1, (14, 14))
+    main = scene.objects[0]
+    column, row = (int(14 * place) for place in main.center)
+    assert things[row, column] == 1 + THINGS.index(main.shape)
+    assert (things > 0).float().mean() < 0.6 and ((things > 0) == (colors > 0)).all()
+
+
+def test_no_held_out_photo_is_trained_on(shards):
+    data = Data(shards)
+    for name in ("coco-boxes-000.tar", "daquar-train-000.tar"):
+        held_out = data.held_out_photos(name)
+        training = data.training_photos((name,))
+        names = [{photos.key(index) for index in range(len(photos))} for photos in (held_out, training)]
+        assert not names[0] & names[1] and len(names[0] | names[1]) == 6 and names[1]
+    with pytest.raises(ValueError, match=r"flickr.*|--data is the folder"):
+        Data(shards / "nowhere").path("flickr8k-train-000.tar")
+
+
+def test_as_many_things_are_said_to_be_there_as_not():
+    generator = random.Random(0)
+    for _ in range(50):
+        present = generator.sample(COCO_NAMES, generator.randint(1, 9))
+        turns = existence_turns(present, generator, 6, set())
+        answers = [answer for _, answer in turns]
+        assert answers.count("yes") == answers.count("no") == min(3, len(present))
+        for question, answer in turns:
+            name = re.fullmatch(r"Is there (?:an? )?(.+) in the \w+\?", question)[1]
+            assert (answer == "yes") == (name in present)
+
+
+def test_a_photo_without_labels_boxes_or_captions_gives_no_turns():
+    scene = render_scene(0, 0)
+    from sfvlm.decode import Photo
+
+    assert photo_turns(Photo(scene.image, "x"), IMAGENETTE, random.Random(0)) == []
+    asked = photo_turns(Photo(scene.image, "x", scene.label, scene.captions, scene.to_meta()), (), random.Random(0))
+    truth = {(question.question, question.answer) for question in scene.questions}
+    assert any(turn in truth for turn in asked)
+
+
+@pytest.fixture(scope="module")
+def untrained() -> tuple[LlavaForConditionalGeneration, object]:
+    from transformers import CLIPConfig
+
+    torch.manual_seed(0)
+    vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2)
+    text = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    clip = CLIPModel(CLIPConfig(vision_config=vision | {"image_size": 224, "patch_size": 56}, text_config=text))
+    tokenizer = train_tokenizer(WORDS * 3, 400)
+    return new_llava(clip, tokenizer, torch.zeros(32), torch.ones(32)).eval(), tokenizer
+
+
+def test_training_and_chatting_lay_tokens_out_alike(untrained):
+    llava, tokenizer = untrained
+    processor = new_processor(tokenizer, patch_size=56)
+    content = [{"type": "image"}, {"type": "text", "text": "What color is it?"}]
+    messages = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
+        {"role": "user", "content": "And the size?"},
+    ]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    chat = processor(text=prompt, images=Image.new("RGB", (300, 200)), return_tensors="pt")["input_ids"][0].tolist()
+    examples = Conversations(np.zeros((1, 16, 32), np.float16), [], tokenizer, 0)
+    trained = examples._lay_out([("What color is it?", "red"), ("And the size?", "small")], together=True)[0]
+    assert trained[: len(chat)] == chat
+
+
+@torch.no_grad()
+def test_turns_that_share_a_photo_are_learned_as_if_each_stood_alone(untrained):
+    llava, tokenizer = untrained
+    learner = LlavaLearner(llava, tokenizer)
+    examples = Conversations(np.zeros((1, 16, 32), np.float16), [], tokenizer, 0)
+    tokens = torch.randn(16, 32)
+    names = ("ids", "labels", "turn", "positions", "weights")
+
+    def item(turns: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
+        laid = examples._lay_out(turns, together=False)
+        return {name: torch.tensor(values) for name, values in zip(names, laid, strict=True)} | {"tokens": tokens}
+
+    turns = [("What color is it?", "red"), ("And the size?", "small one"), ("Dogs?", "two dogs run")]
+    packed = learner.loss(_collate([item(turns)], tokenizer.pad_token_id))["answers"]
+    alone = learner.loss(_collate([item([turn]) for turn in turns], tokenizer.pad_token_id))["answers"]
+    torch.testing.assert_close(packed, alone)
+    other = learner.loss(_collate([item([("What color is it?", "blue"), *turns[1:]])], tokenizer.pad_token_id))
+    assert not torch.allclose(other["answers"], alone)
+
+
+def test_both_recipes_run_resume_and_give_folders_that_transformers_opens(shards, tmp_path):
+    small = dict(data=shards, scenes=10, workers=0, device="cpu")
+    clip = dict(out=tmp_path / "clip", text_steps=2, text_batch=12, both_batch=6, vocabulary=700, **small)
+    build_clip(ClipOptions(both_steps=1, **clip))
+    state = (tmp_path / "clip" / "both.jsonl").read_text()
+    folder = build_clip(ClipOptions(both_steps=1, **clip))  # all is done: nothing is trained again
+    assert (tmp_path / "clip" / "both.jsonl").read_text() == state
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+    assert model.config.vision_config.num_hidden_layers == 12
+    assert AutoTokenizer.from_pretrained(folder)("a dog")["input_ids"]
+
+    llava = dict(clip=folder, out=tmp_path / "llava", projector_steps=1, both_steps=1, batch=3, vocabulary=600, **small)
+    folder = build_llava(LlavaOptions(language_steps=1, **llava))
+    host = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    tower = {name: tensor for name, tensor in host.state_dict().items() if "vision_tower" in name}
+    ours = model.vision_model.state_dict()
+    names = {name: name.split("vision_model.")[-1].split("vision_tower.")[-1] for name in tower}
+    assert tower and all(torch.equal(tensor, ours[names[name]]) for name, tensor in tower.items())
+    assert {path.split("-")[0] for path in TALKED_OF} < {path.split("-")[0] for path in PHOTOS}
