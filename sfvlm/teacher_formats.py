@@ -149,6 +149,7 @@ def read_transformers(source: str, local_files_only: bool) -> tuple[SparseFormer
     tensors = _vision_tensors(folder, source)
     canonical = rename(tensors, TRANSFORMERS, source)
     siglip = model_type.startswith("siglip")
+    has_head = "head.attention_pool.query" in canonical  # LLaVA-OneVision keeps SigLIP's blocks alone
     preprocessor = _preprocessor(folder)
     config = _teacher_config(
         image_size=defaults["image_size"],
@@ -161,7 +162,7 @@ def read_transformers(source: str, local_files_only: bool) -> tuple[SparseFormer
         eps=defaults["layer_norm_eps"],
         mean=preprocessor.get("image_mean", (0.5,) * 3 if siglip else CLIP_MEAN),
         std=preprocessor.get("image_std", (0.5,) * 3 if siglip else CLIP_STD),
-        pooling="attention" if siglip else "cls",
+        pooling="cls" if not siglip else "attention" if has_head else "mean",
         tensors=canonical,
     )
     return config, canonical

@@ -39,7 +39,7 @@ def swapped_folder(hosts: dict[str, Path], tmp_path_factory: pytest.TempPathFact
     return out
 
 
-@pytest.mark.parametrize("kind", ["llava", "llava_next"])
+@pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])
 def test_an_untrained_tower_at_the_full_budget_gives_the_dense_hosts_logits(
     kind: str, hosts: dict[str, Path], tmp_path: Path
 ) -> None:
