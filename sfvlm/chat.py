@@ -25,11 +25,12 @@ from transformers import (
 )
 
 from .chat_reply import Reply
+from .swap_plan import HOSTS
 from .swap_quantized import check_census, quantization
+from .tensors import check_loaded
 from .zoo import resolve
 
 Message = dict[str, Any]
-HOST_TYPES = ("llava", "llava_next", "llava_onevision")
 COMPUTED = ("position_ids", "rotary_emb.inv_freq")
 GREEDY = dict(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
 
@@ -218,7 +219,7 @@ def open_host(
     except Exception as error:  # readers of damaged files raise their own kinds
         raise ValueError(f"The host {name} cannot be opened: {str(error).strip().splitlines()[0]}") from error
     model, info = opened
-    _check_whole(name, info)
+    check_loaded(info, f"of the host {name}", COMPUTED)
     if bits is not None:
         check_census(model)
     elif device_map is None:
@@ -245,18 +246,8 @@ def check_host(source: str | Path) -> Path | str:
         raise ValueError(f"No host can be opened from {source}: {reason}") from error
     if "mm_vision_tower" in config:
         raise ValueError(f"{source} has the original llava package's layout: convert it into transformers' first.")
-    if config.get("model_type") not in HOST_TYPES:
+    if config.get("model_type") not in HOSTS:
         raise ValueError(
-            f"{source} is no host: its config.json says {config.get('model_type')!r}, not {', '.join(HOST_TYPES)}."
+            f"{source} is no host: its config.json says {config.get('model_type')!r}, not {', '.join(HOSTS)}."
         )
     return source
-
-
-def _check_whole(name: str, info: dict[str, Any]) -> None:
-    wrong = {what: sorted(map(str, keys)) for what, keys in info.items() if keys and what != "error_msgs"}
-    # Old checkpoints also hold what is computed.
-    strays = [key for key in wrong.pop("unexpected_keys", []) if not key.endswith(COMPUTED)]
-    wrong |= {"unexpected_keys": strays} if strays else {}
-    if wrong:
-        problems = "; ".join(f"{what.replace('_', ' ')}: {', '.join(keys[:6])}" for what, keys in wrong.items())
-        raise ValueError(f"The tensors of the host {name} do not fit its configuration ({problems}).")

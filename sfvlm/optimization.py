@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,7 +12,17 @@ from .inherit import is_fresh
 from .sparseformer import SparseFormerModel
 
 
-def rate_at(step: int, options: BootstrapOptions) -> float:
+class Schedule(Protocol):
+    """How long a run is, and over which share of it rates rise."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def warmup(self) -> float: ...
+
+
+def rate_at(step: int, options: Schedule) -> float:
     """The factor on all peak rates at a step (counted from 0): linear warm-up, then a half cosine to zero."""
     warm = max(1, round(options.warmup * options.steps))
     if step < warm:

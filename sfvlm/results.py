@@ -57,3 +57,9 @@ def write_results(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> Pat
     content = {"results": list(rows), **facts, "date": date, "versions": versions}
     write_text(path, json.dumps(content, indent=1) + "\n")
     return folder
+
+
+def short_names(paths: Sequence[str | Path]) -> list[str]:
+    """Last parts of paths, or whole ones where two end alike."""
+    short = [Path(path).name or str(path) for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]

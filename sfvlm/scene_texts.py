@@ -63,7 +63,7 @@ def class_prompt(name: str) -> str:
     """The sentence a text encoder reads for a class: "a picture of an orange star"."""
     if name not in CLASS_NAMES:
         raise ValueError(f"unknown class {name!r}: a class is a colour and a shape, 'red circle'")
-    return f"a picture of {_a(name)}"
+    return f"a picture of {with_article(name)}"
 
 
 def scene_captions(rng: np.random.Generator, objects: Sequence[SceneObject], background: str) -> tuple[str, ...]:
@@ -72,18 +72,18 @@ def scene_captions(rng: np.random.Generator, objects: Sequence[SceneObject], bac
     captions = [
         f"a picture of {_listing(objects)}",
         f"{_listing(objects)} on a {background} background",
-        f"there is {_a(f'{main.size} {main.name}')} on a {background} background",
-        f"{_a(main.name)} with {_listing(others)}" if others else f"nothing but {_a(main.name)}",
-        f"{len(objects)} objects, the biggest is {_a(main.name)}" if others else _a(main.name),
+        f"there is {with_article(f'{main.size} {main.name}')} on a {background} background",
+        f"{with_article(main.name)} with {_listing(others)}" if others else f"nothing but {with_article(main.name)}",
+        f"{len(objects)} objects, the biggest is {with_article(main.name)}" if others else with_article(main.name),
     ]
     for direction in _directions(main.center, (0.5, 0.5)):
         side = {"above": "top", "below": "bottom"}.get(direction, direction)
-        captions.append(f"{_a(main.name)} near the {side} of the picture")
+        captions.append(f"{with_article(main.name)} near the {side} of the picture")
     for other in others:
         if other.name == main.name:
             continue
         for direction in _directions(main.center, other.center)[:1]:
-            captions.append(f"{_a(main.name)} {_relation(direction)} {_listing([other])}")
+            captions.append(f"{with_article(main.name)} {_relation(direction)} {_listing([other])}")
     return tuple(captions[i] for i in rng.permutation(len(captions))[:4])
 
 
@@ -144,17 +144,18 @@ def _exists_question(rng: np.random.Generator, objects: Sequence[SceneObject]) -
     """Yes or no by a coin; a no joins one object's colour to another's shape where it can."""
     present = [item.name for item in objects if not item.text]
     if rng.random() < 0.5:
-        return Question(f"Is there {_a(pick(rng, present))}?", "yes", "exists")
+        return Question(f"Is there {with_article(pick(rng, present))}?", "yes", "exists")
     # Some call a ring a circle, so a ring rules out the circle of its colour.
     excluded = {*present, *(name.replace("ring", "circle") for name in present)}
     absent = [name for name in CLASS_NAMES if name not in excluded]
     words = {word for item in objects for word in item.name.split()}
     mixed = [name for name in absent if words.issuperset(name.split())]
     near = [name for name in absent if words.intersection(name.split())]
-    return Question(f"Is there {_a(pick(rng, mixed or near))}?", "no", "exists")
+    return Question(f"Is there {with_article(pick(rng, mixed or near))}?", "no", "exists")
 
 
-def _a(name: str) -> str:
+def with_article(name: str) -> str:
+    """For example "an orange star"."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
@@ -167,7 +168,7 @@ def _listing(objects: Sequence[SceneObject]) -> str:
     parts: list[str] = []
     for (name, text), number in Counter((item.name, item.text) for item in objects).items():
         word = ("no", "one", "two", "three", "four", "five")[number]
-        noun = f"{word} {_plural(name)}" if number > 1 else _a(name)
+        noun = f"{word} {_plural(name)}" if number > 1 else with_article(name)
         parts.append(f"{noun} {text}" if text else noun)
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 

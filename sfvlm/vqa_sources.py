@@ -20,6 +20,7 @@ import numpy as np
 
 from .decode import Photo, UnreadablePhoto
 from .images import Photos
+from .scene_texts import with_article
 from .vqa_questions import SHORT_ANSWER, Question
 
 Split = Literal["train", "test", "all"]
@@ -119,8 +120,7 @@ def pope_questions(
         pairs = [*((label, "yes") for label in labels), *((label, "no") for label in absent[key])]
         for number, place in enumerate(rng.permutation(len(pairs))):
             label, answer = pairs[place]
-            article = "an" if label[0] in "aeiou" else "a"
-            words = f"Is there {article} {label} in the image?{suffix}"
+            words = f"Is there {with_article(label)} in the image?{suffix}"
             questions.append(Question(f"{key}:{number}", key, words, (answer,), negatives))
     return questions
 

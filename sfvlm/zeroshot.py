@@ -35,6 +35,7 @@ from .results import Row
 from .scene_texts import CLASS_NAMES, class_prompt
 from .sparseformer import SparseFormerModel
 from .teachers import TeacherOutput
+from .tensors import check_loaded
 from .texts import Template, TextEncoder, imagenet_indices, imagenet_names, imagenet_templates
 from .views import evaluation_view, normalize
 
@@ -69,10 +70,7 @@ def open_student(folder: str | Path) -> SparseFormerModel:
     except Exception as error:  # readers of damaged files raise their own kinds
         raise ValueError(f"The SparseFormer in {folder} cannot be opened: {str(error).splitlines()[0]}") from error
     model, info = opened
-    wrong = {name: sorted(map(str, keys)) for name, keys in info.items() if keys and name != "error_msgs"}
-    if wrong:
-        problems = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:6])}" for name, keys in wrong.items())
-        raise ValueError(f"The tensors in {folder} do not fit its configuration ({problems}).")
+    check_loaded(info, f"in {folder}")
     return model.eval()
 
 

@@ -66,3 +66,23 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(24):
         render_scene(0, index, 48).image.save(folder / f"{index:03d}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny hosts by kind, in folders; copy one before changing it."""
+    from tiny_hosts import KINDS, tiny_host
+
+    return {kind: tiny_host(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def swapped_folder(hosts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny LLaVA with a tower of 49 tokens."""
+    from tiny_hosts import tiny_tower
+
+    from sfvlm.swap import swap_folder
+
+    out = tmp_path_factory.mktemp("swapped") / "llava-49"
+    swap_folder(hosts["llava"], tiny_tower(), out)
+    return out

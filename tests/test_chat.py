@@ -11,24 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import randomize
-from tiny_llava import CHAT_TEMPLATE, tiny_llava, tiny_tokenizer
+from tiny_hosts import tiny_host
+from tiny_llava import CHAT_TEMPLATE, tiny_llava
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaNextImageProcessor,
-    LlavaNextProcessor,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionImageProcessor,
-    LlavaOnevisionProcessor,
-    LlavaOnevisionVideoProcessor,
-    SiglipVisionConfig,
-)
 
 from sfvlm.chat import Host, assistant_message, open_host, user_message
 from sfvlm.scenes import render_scene
@@ -196,9 +182,9 @@ def test_the_fingerprint_follows_the_weights(folder: Path, host: Host, tmp_path:
     assert open_host(tiny_llava(tmp_path, seed=1), device="cpu").fingerprint != host.fingerprint
 
 
-@pytest.mark.parametrize("kind", ["next", "onevision"])
+@pytest.mark.parametrize("kind", ["llava_next", "llava_onevision"])
 def test_tiled_hosts_answer_too(kind: str, tmp_path: Path, photos: list[Image.Image]) -> None:
-    host = open_host(tiny_tiled(tmp_path, kind), device="cpu")
+    host = open_host(tiny_host(kind, tmp_path), device="cpu")
     wide = photos[0].resize((112, 56))
     assert host.image_tokens(wide) > 16
     images, prompts = [photos[0], wide, None], PROMPTS[:3]
@@ -206,54 +192,6 @@ def test_tiled_hosts_answer_too(kind: str, tmp_path: Path, photos: list[Image.Im
     assert host.answer(images, prompts, max_new_tokens=4) == alone
     reply = host.stream([user_message("Which?", 1)], [wide], max_new_tokens=4)
     assert "".join(reply) is not None and reply.timings.encode_ms is not None
-
-
-def tiny_tiled(tmp_path: Path, kind: str) -> Path:
-    """LLaVA-NeXT or LLaVA-OneVision with tiles of 56 pixels."""
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    sizes = dict(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
-    )
-    # OneVision counts its tokens for a tower without CLS.
-    vision, strategy = (
-        (CLIPVisionConfig(**sizes), "default") if kind == "next" else (SiglipVisionConfig(**sizes), "full")
-    )
-    text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
-    )
-    grid = [[56, 112], [112, 56], [112, 112]]
-    options: dict[str, Any] = dict(
-        vision_config=vision.to_dict(),
-        text_config=text.to_dict(),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_grid_pinpoints=grid,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy=strategy,
-    )
-    size = {"height": 56, "width": 56}
-    if kind == "next":
-        model: Any = LlavaNextForConditionalGeneration(LlavaNextConfig(**options))
-        images: Any = LlavaNextImageProcessor(size={"shortest_edge": 56}, crop_size=size, image_grid_pinpoints=grid)
-        facts: dict[str, Any] = dict(patch_size=14, num_additional_image_tokens=1)
-        build: Any = LlavaNextProcessor
-    else:
-        config = LlavaOnevisionConfig(**options, video_token_index=tokenizer.pad_token_id)
-        model = LlavaOnevisionForConditionalGeneration(config)
-        images = LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=grid)
-        facts = dict(num_image_tokens=16, video_processor=LlavaOnevisionVideoProcessor())
-        build = LlavaOnevisionProcessor
-    randomize(model)
-    processor = build(
-        image_processor=images,
-        tokenizer=tokenizer,
-        vision_feature_select_strategy=strategy,
-        chat_template=CHAT_TEMPLATE,
-        **facts,
-    )
-    model.save_pretrained(tmp_path / kind)
-    processor.save_pretrained(tmp_path / kind)
-    return tmp_path / kind
 
 
 def test_a_processor_without_template_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_hosts import KINDS, PROMPT, logits, opened, photo, tiny_host, tiny_tower
+from tiny_hosts import KINDS, PROMPT, logits, opened, photo, tiny_tower
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -25,18 +25,6 @@ from sfvlm.inherit import inherit, student_config
 from sfvlm.swap import swap, swap_folder
 from sfvlm.swap_weights import bytes_hash
 from sfvlm.teachers import open_teacher
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {kind: tiny_host(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
-
-
-@pytest.fixture(scope="module")
-def swapped_folder(hosts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("swapped") / "llava-49"
-    swap_folder(hosts["llava"], tiny_tower(), out)
-    return out
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])

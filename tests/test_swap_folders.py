@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_hosts import KINDS, PROMPT, logits, opened, photo, tiny_host, tiny_tower
+from tiny_hosts import KINDS, PROMPT, logits, opened, photo, tiny_tower
 from transformers import AutoConfig
 
 from sfvlm import SparseFormerModel
@@ -17,11 +17,6 @@ from sfvlm.cli import run
 from sfvlm.commands.swap import SwapCommand, swap_command
 from sfvlm.swap import swap, swap_folder, undo_folder
 from sfvlm.swap_weights import bytes_hash, open_weights, parts, read_tensors
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {kind: tiny_host(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
 
 
 @pytest.fixture(scope="module")

@@ -6,23 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_hosts import KINDS, PROMPT, logits, opened, photo, tiny_host, tiny_tower
+from tiny_hosts import PROMPT, logits, opened, photo, tiny_tower
 from tiny_llava import tiny_llava
 
 from sfvlm.swap import swap, swap_folder
 from sfvlm.swap_quantized import KEPT_WHOLE, check_census, quantization
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {kind: tiny_host(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
-
-
-@pytest.fixture(scope="module")
-def swapped_folder(hosts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("swapped") / "llava-49"
-    swap_folder(hosts["llava"], tiny_tower(), out)
-    return out
 
 
 def test_a_tower_in_a_spread_host_goes_where_the_dense_one_was(hosts: dict[str, Path], tmp_path: Path) -> None:

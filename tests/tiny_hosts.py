@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from PIL import Image
 from tiny import randomize
-from tiny_llava import CHAT_TEMPLATE, tiny_llava, tiny_tokenizer
+from tiny_llava import CHAT_TEMPLATE, tiny_llama_config, tiny_llava, tiny_tokenizer
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     CLIPVisionConfig,
-    LlamaConfig,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextImageProcessor,
@@ -42,18 +41,7 @@ def tiny_host(kind: str, tmp_path: Path) -> Path:
     folder = tmp_path / kind
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<video>"]})
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    text = tiny_llama_config(tokenizer, positions=2048)
     blocks: dict[str, Any] = dict(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=14
     )

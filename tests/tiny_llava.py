@@ -53,6 +53,22 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def tiny_llama_config(tokenizer: PreTrainedTokenizerFast, width: int = 32, positions: int = 512) -> LlamaConfig:
+    """A LLaMA of two layers."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=positions,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
 def tiny_llava_model(
     tokenizer: PreTrainedTokenizerFast, seed: int = 0, text_width: int = 32
 ) -> LlavaForConditionalGeneration:
@@ -67,18 +83,7 @@ def tiny_llava_model(
         patch_size=14,
         projection_dim=16,
     )
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=text_width,
-        intermediate_size=2 * text_width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    text = tiny_llama_config(tokenizer, text_width)
     config = LlavaConfig(
         vision_config=vision.to_dict(),
         text_config=text.to_dict(),

@@ -32,13 +32,13 @@ from sfvlm.texts import fill, imagenet_names, imagenet_templates
 from sfvlm.views import EpochSampler, Selection, evaluation_view, normalize, training_view
 
 from .clip_model import image_processor, new_clip, train_tokenizer
+from .llava_model import LAYER
 from .loop import Stage, train
 from .sources import PHOTOS, VISION_TRANSFORMER, Data, fingerprint, scenes_of
 
 HALF = (0.5, 0.5, 0.5)
 THINGS = (*SHAPES, *"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 GRID = 14
-READ_LAYER = -2  # whose patch tokens a LLaVA reads
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def build_clip(options: ClipOptions) -> Path:
     clip: Any = new_clip(teacher.model, tokenizer, features.pooled.mean(0), normalize(some, HALF, HALF))
     learner = ClipLearner(clip, tokenizer, teacher, features).to(device)
     text = Stage("text", options.text_steps, {"clip.text": 1e-3, "clip.logit_scale": 1e-3, "clip.visual": 1e-4})
-    texts = partial(text_batches, photos, features, options)
+    texts = partial(text_batches, photos, options)
     train(text, learner, texts, learner.text_loss, options.out, device)
     first = clip.config.vision_config.num_hidden_layers - options.tuned_blocks
     layers = {
@@ -93,7 +93,7 @@ def build_clip(options: ClipOptions) -> Path:
     }
     rates = {"clip.text": 3e-4, "clip.logit_scale": 1e-3, "clip.visual": 3e-4, "clip.vision_model.post": 1e-4}
     both = Stage("both", options.both_steps, rates | layers | {"local": 1e-3}, save_every=50)
-    train(both, learner, partial(photo_batches, photos, features, options), learner.both_loss, options.out, device)
+    train(both, learner, partial(photo_batches, photos, options), learner.both_loss, options.out, device)
     folder = options.out / "model"
     clip.half().float().save_pretrained(folder)  # as it will be shipped: what is trained on it sees the same tower
     tokenizer.save_pretrained(folder)
@@ -192,16 +192,15 @@ def patch_labels(objects: list[dict[str, Any]]) -> Tensor:
     return labels.flatten(1)
 
 
-def text_batches(photos: Selection, features: Features, options: ClipOptions, step: int) -> Iterator[dict[str, Tensor]]:
+def text_batches(photos: Selection, options: ClipOptions, step: int) -> Iterator[dict[str, Tensor]]:
     """Numbers of photos alone: their features are known."""
     sampler = EpochSampler(len(photos), options.text_batch, options.seed, start_step=step)
     for number, batch in enumerate(sampler, start=step):
         yield {"index": torch.tensor([index for _, index in batch]), "step": torch.tensor(number)}
 
 
-def photo_batches(
-    photos: Selection, features: Features, options: ClipOptions, step: int
-) -> Iterator[dict[str, Tensor]]:
+def photo_batches(photos: Selection, options: ClipOptions, step: int) -> Iterator[dict[str, Tensor]]:
+    """Views of photos, their numbers and what covers their patches."""
     sampler = EpochSampler(len(photos), options.both_batch, options.seed + 1, start_step=step)
     views = TrainingViews(photos, options.seed)
     loader = DataLoader(views, batch_sampler=sampler, num_workers=options.workers)  # type: ignore[arg-type]
@@ -246,7 +245,7 @@ class ClipLearner(nn.Module):
         patches = batch["patches"][known].transpose(1, 2)  # (B, patches, 2)
         scene = patches[:, 0, 0] >= 0
         if scene.any():
-            tokens = said.hidden_states[READ_LAYER][scene][:, 1:]
+            tokens = said.hidden_states[LAYER][scene][:, 1:]
             things, colors = self.local(tokens).split([len(THINGS) + 1, len(COLORS) + 1], dim=-1)
             thing, color = patches[scene].unbind(-1)
             parts["things"] = 0.5 * _balanced(things, thing)

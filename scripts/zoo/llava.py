@@ -35,6 +35,10 @@ from .questions import Turn, photo_turns
 from .sources import IMAGENETTE, LLAVA_SCENES, TALKED_OF, Data, fingerprint
 
 NO_LABEL = -100
+REPEATS = {
+    "daquar": 4,
+    "coco": 4,
+}  # how often an epoch shows the photos of the small shards, by the start of their names
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ class _Decoded(Dataset[dict[str, Any]]):
 
 
 class Conversations(Dataset[dict[str, Tensor]]):
-    """One photo and its turns as token ids, by (epoch, index).
+    """One photo and its turns as token ids, by (epoch, place in the epoch).
 
     ids (T,), labels (T,) at the positions that are to be predicted, the turn each position belongs to (T,; 0 for what all
     share), positions (T,), the photo's patch tokens (patches, D), and the weight of each label (T,).
@@ -157,16 +161,20 @@ class Conversations(Dataset[dict[str, Tensor]]):
     ) -> None:
         self.tokens, self.photos, self.seed = tokens, photos, seed
         self.tokenizer = tokenizer
+        self.shown = [
+            index for index, photo in enumerate(photos) for _ in range(REPEATS.get(photo.key.partition("-")[0], 1))
+        ]
         image = [tokenizer.convert_tokens_to_ids(IMAGE)] * (0 if tokens is None else tokens.shape[1])
         start = [tokenizer.bos_token_id, *self._ids("USER: ")]
         self.shared = start + (image + self._ids("\n") if image else [])
 
     def __len__(self) -> int:
-        return len(self.photos)
+        return len(self.shown)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Tensor]:
-        epoch, index = item
-        generator = random.Random(f"{self.seed} {epoch} {index}")
+        epoch, place = item
+        index = self.shown[place]
+        generator = random.Random(f"{self.seed} {epoch} {place}")
         turns = photo_turns(self.photos[index], IMAGENETTE, generator)
         ids, labels, turn_of, positions, weights = self._lay_out(turns, together=generator.random() < 0.25)
         item_tensors = {

@@ -1,7 +1,6 @@
 """The loop both recipes share: AdamW, warm-up and cosine, a checkpoint every so many steps, resumable."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sfvlm.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from sfvlm.optimization import rate_at
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def train(
     with log, tqdm(total=stage.steps, initial=step, desc=stage.name, mininterval=5) as bar:
         for batch in batches(step) if step < stage.steps else ():
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * _share(step, stage)
+                group["lr"] = peak * rate_at(step, stage)
             parts = loss_of({name: value.to(device) for name, value in batch.items()})
             loss = torch.stack(list(parts.values())).sum()
             if not torch.isfinite(loss):
@@ -100,11 +100,3 @@ def _groups(model: nn.Module, stage: Stage) -> list[dict]:
             decays = parameter.ndim > 1 and "embedding" not in name
             groups.setdefault((rate, stage.weight_decay if decays else 0.0), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
-
-
-def _share(step: int, stage: Stage) -> float:
-    """The rate's share of its peak: linear warm-up, then a half cosine to zero."""
-    warm = max(1, round(stage.warmup * stage.steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, stage.steps - warm)))

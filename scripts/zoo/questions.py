@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from sfvlm.decode import Photo
+from sfvlm.scene_texts import with_article
 from sfvlm.vqa_questions import SHORT_ANSWER
 from sfvlm.vqa_sources import CAPTION_PROMPT
 
@@ -97,7 +98,7 @@ COMMON = (
 )
 
 
-def photo_turns(photo: Photo, class_names: Sequence[str], generator: random.Random, most: int = 8) -> list[Turn]:
+def photo_turns(photo: Photo, class_names: Sequence[str], generator: random.Random, most: int = 10) -> list[Turn]:
     """Turns about one photo, in random order.
 
     Args:
@@ -120,7 +121,7 @@ def photo_turns(photo: Photo, class_names: Sequence[str], generator: random.Rand
     else:
         turns += [(_question(question), answer.replace("_", " ")) for question, answer in photo.meta.get("qa", ())]
     if photo.captions and "questions" not in photo.meta:
-        for caption in generator.sample(photo.captions, min(2, len(photo.captions))):
+        for caption in generator.sample(photo.captions, min(3, len(photo.captions))):
             turns.append((generator.choice(CAPTION_PROMPTS), clean_caption(caption)))
     boxes = [box[0] for box in photo.meta.get("boxes", ())]
     if boxes or (photo.captions and "questions" not in photo.meta):
@@ -145,9 +146,8 @@ def existence_turns(present: Sequence[str], generator: random.Random, count: int
 
 
 def exists(name: str, generator: random.Random) -> str:
-    article = "an" if name[0] in "aeiou" else "a"
-    plain = "" if name in ("grass", "water", "snow", "sand") else f"{article} "
-    return f"Is there {plain}{name} in the {generator.choice(('image', 'photo', 'image'))}?"
+    thing = name if name in ("grass", "water", "snow", "sand") else with_article(name)
+    return f"Is there {thing} in the {generator.choice(('image', 'photo', 'image'))}?"
 
 
 def named_things(captions: Iterable[str]) -> set[str]:
@@ -183,11 +183,4 @@ def _question(text: str) -> str:
 
 def _styled(question: str, answer: str, generator: random.Random) -> str:
     short = len(answer.split()) <= 3 and question not in CAPTION_PROMPTS
-    return question + SHORT_ANSWER if short and generator.random() < 0.6 else question
-
-
-def texts_of(photos: Iterable[Photo], class_names: Sequence[str], seed: int) -> Iterable[str]:
-    """All turns of the photos as they are said, for a tokenizer and a language model."""
-    for number, photo in enumerate(photos):
-        for question, answer in photo_turns(photo, class_names, random.Random(f"{seed} {number}"), most=20):
-            yield f"USER: {question} ASSISTANT: {answer}"
+    return question + SHORT_ANSWER if short and generator.random() < 0.5 else question

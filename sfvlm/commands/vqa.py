@@ -14,7 +14,7 @@ from ..chat import Host, check_host, open_host
 from ..cli import say
 from ..decode import UnreadablePhoto
 from ..images import open_photos
-from ..results import Row, write_results
+from ..results import Row, short_names, write_results
 from ..vqa import (
     BENCHMARKS,
     RULES,
@@ -256,12 +256,6 @@ def _cell(name: str, value: float | None, headline: str) -> str:
     if headline in ("points", "cider_d") and not name.startswith("retained"):
         return f"{value:{sign}.{1 if headline == 'points' else 3}f}"
     return f"{value:{sign}.1%}"
-
-
-def short_names(paths: Sequence[str | Path]) -> list[str]:
-    """Last parts of paths, or whole ones where two end alike."""
-    short = [Path(path).name or str(path) for path in paths]
-    return short if len(set(short)) == len(short) else [str(path) for path in paths]
 
 
 def _device(command: VqaCommand) -> str:

@@ -4,7 +4,6 @@ import functools
 import json
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch import nn
 
 from ..cli import say
 from ..controls import cost, make_controls
-from ..results import table, write_results
+from ..results import short_names, table, write_results
 from ..sparseformer import SparseFormerModel
 from ..teachers import Teacher, open_teacher
 from ..texts import open_text_encoder
@@ -87,7 +86,7 @@ def zeroshot_command(command: ZeroShotCommand) -> None:
     text = functools.cache(lambda: open_text_encoder(teacher.source, device))
 
     rows, skipped = [], {}
-    names = _short_names([source.removesuffix(".tar") for source in command.data])
+    names = short_names([source.removesuffix(".tar") for source in command.data])
     for name, (source, photos) in zip(names, sources, strict=True):
         views = EvaluationViews(photos, image_size, command.limit, command.crop_pct)
         found, broken = evaluate(
@@ -120,7 +119,7 @@ def _candidates(
     """The teacher, the students at each budget, and the controls at all of them; and where the controls come from."""
     modules: list[tuple[str, str, nn.Module]] = [("teacher", teacher.source, teacher.model)]
     budgets: dict[int, None] = dict.fromkeys(command.num_tokens)
-    for folder, name, student in zip(command.model, _short_names(command.model), students, strict=True):
+    for folder, name, student in zip(command.model, short_names(command.model), students, strict=True):
         for count in command.num_tokens or [student.config.num_tokens]:
             modules.append((f"{name}@{count}", folder, Student(student, count)))
             budgets[count] = None
@@ -181,9 +180,3 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"--class-indices is {text!r}; it must be numbers and commas, such as 0,217,482.") from None
-
-
-def _short_names(paths: Sequence[str | Path]) -> list[str]:
-    """Last parts of paths, or whole ones where two end alike."""
-    short = [Path(path).name or str(path) for path in paths]
-    return short if len(set(short)) == len(short) else [str(path) for path in paths]
