@@ -7,20 +7,27 @@ looks perfect.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .host_reader import HostReader, Texts
 from .sparseformer import SparseFormerOutput
+
+Anchor = Literal["average", "nearest"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the teacher said of a batch; `tokens` only where an objective asks for them."""
+    """What the teacher said of a batch, and what a host said of that; each only where an objective asks for it."""
 
     pooled: Tensor  # (B, E)
     tokens: Tensor | None = None  # (B, patches, D) at the layer asked for, without the class token
+    projected: Tensor | None = None  # (B, patches, W) of the host's projector
+    texts: Texts | None = None  # what the host was asked and answered
+    logits: Tensor | None = None  # (M, V) at each of its words
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,25 @@ class Objective:
         pooled: Weight of `pooled_cosine`.
         tokens: Weight of `anchored_tokens`, for hosts that read tokens; 0 leaves them free.
         layer: The teacher's layer whose tokens are matched, as LLaVA counts (-2: the last block but one).
+        projected: Weight of `projected_tokens`; needs a host, whose own layer counts.
+        answers: Weight of `answer_divergence`; needs a host.
+        anchor: What a token is held to: the mean of the teacher's tokens in its cell, or the one nearest to its middle.
     """
 
     pooled: float = 1.0
     tokens: float = 0.0
     layer: int = -2
+    projected: float = 0.0
+    answers: float = 0.0
+    anchor: Anchor = "average"
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether a part of it is what a host makes of the tokens."""
+        return bool(self.projected or self.answers)
+
+
+FOR_HOST = Objective(pooled=0.0, projected=1.0, answers=1.0)
 
 
 def pooled_cosine(student: SparseFormerOutput, target: Target) -> Tensor:
@@ -44,8 +65,8 @@ def pooled_cosine(student: SparseFormerOutput, target: Target) -> Tensor:
     return (1 - F.cosine_similarity(student.pooler_output.float(), target.pooled.float(), dim=-1)).mean()
 
 
-def anchored_tokens(student: SparseFormerOutput, target: Target, layer: int) -> Tensor:
-    """Mean squared error of normalised tokens against the teacher's mean token in each token's starting cell: -> scalar.
+def anchored_tokens(student: SparseFormerOutput, target: Target, layer: int, anchor: Anchor = "average") -> Tensor:
+    """Mean squared error of normalised tokens against the teacher's in each token's starting cell: -> scalar.
 
     Tokens are standardised over their features first, so that the handful of features with huge values which vision
     transformers carry does not drown the rest. The cells tile the photo and never move, whatever the boxes do.
@@ -53,13 +74,13 @@ def anchored_tokens(student: SparseFormerOutput, target: Target, layer: int) -> 
     assert student.hidden_states is not None and target.tokens is not None
     count = target_count(student)
     tokens = student.hidden_states[layer][:, -count:]
-    anchors = anchor_targets(target.tokens, count)
+    anchors = anchor_targets(target.tokens, count, anchor)
     width = tokens.shape[-1:]
     return F.mse_loss(F.layer_norm(tokens.float(), width), F.layer_norm(anchors.float(), width))
 
 
-def anchor_targets(teacher_tokens: Tensor, count: int) -> Tensor:
-    """The teacher's patch tokens averaged over a fixed square grid of cells: (B, patches, D) -> (B, count, D).
+def anchor_targets(teacher_tokens: Tensor, count: int, anchor: Anchor = "average") -> Tensor:
+    """The teacher's patch tokens on a fixed square grid of cells: (B, patches, D) -> (B, count, D).
 
     Raises:
         ValueError: The budget is not a square number, so that there is no grid of cells.
@@ -69,21 +90,77 @@ def anchor_targets(teacher_tokens: Tensor, count: int) -> Tensor:
         raise ValueError(f"Token targets need a square budget; {count} is none: try {side**2} or {(side + 1) ** 2}.")
     grid = math.isqrt(teacher_tokens.shape[1])
     table = teacher_tokens.transpose(1, 2).unflatten(2, (grid, grid))
-    return F.adaptive_avg_pool2d(table, side).flatten(2).transpose(1, 2)
+    if anchor == "average":
+        return F.adaptive_avg_pool2d(table, side).flatten(2).transpose(1, 2)
+    middle = torch.tensor([(2 * cell + 1) * grid // (2 * side) for cell in range(side)], device=table.device)
+    return table[:, :, middle[:, None], middle].flatten(2).transpose(1, 2)
 
 
-def align(student: SparseFormerOutput, target: Target, objective: Objective) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of the objectives asked for, and its parts by name, unweighted and detached."""
+def projected_tokens(seen: Tensor, target: Target, anchor: Anchor = "average") -> Tensor:
+    """Mean squared error of what the language model sees, in units of its variance over the teacher's tokens: -> scalar.
+
+    Args:
+        seen: (B, [1 +] N, W) the student's tokens behind the host's projector.
+        target: With `projected`, (B, [1 +] patches, W).
+        anchor: What each token is held to; a class token to its own.
+    """
+    assert target.projected is not None
+    theirs, ours = target.projected.float(), seen.float()
+    extra = theirs.shape[1] - math.isqrt(theirs.shape[1]) ** 2  # the class token, where the host reads it
+    anchors = torch.cat([theirs[:, :extra], anchor_targets(theirs[:, extra:], ours.shape[1] - extra, anchor)], dim=1)
+    spread = (theirs - theirs.mean(dim=(0, 1))).square().mean()
+    return F.mse_loss(ours, anchors) / spread
+
+
+def answer_divergence(logits: Tensor, target: Target) -> Tensor:
+    """How far the host's words are from those it would say of the dense tokens: -> scalar, in nats a word.
+
+    The Kullback-Leibler divergence of the next-token distribution at each word of its own answers, from the dense one,
+    (M, V); averaged over an answer's words, then over answers.
+    """
+    assert target.logits is not None and target.texts is not None
+    ours, theirs = F.log_softmax(logits.float(), dim=-1), F.log_softmax(target.logits.float(), dim=-1)
+    divergence = (theirs.exp() * (theirs - ours)).sum(dim=-1)  # (M,)
+    weight = target.texts.weight
+    return (divergence * weight).sum() / weight.sum()
+
+
+def align(
+    student: SparseFormerOutput, target: Target, objective: Objective, host: HostReader | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of the objectives asked for, and its parts by name, unweighted and detached.
+
+    Raises:
+        ValueError: All weights are 0, or there is no host for what needs one.
+    """
     parts: dict[str, Tensor] = {}
     weights: dict[str, float] = {}
     if objective.pooled:
         parts["pooled"], weights["pooled"] = pooled_cosine(student, target), objective.pooled
     if objective.tokens:
-        parts["tokens"], weights["tokens"] = anchored_tokens(student, target, objective.layer), objective.tokens
+        parts["tokens"] = anchored_tokens(student, target, objective.layer, objective.anchor)
+        weights["tokens"] = objective.tokens
+    if objective.needs_host:
+        if host is None:
+            raise ValueError("The objectives projected and answers need a host: give --host.")
+        seen = host.project(selected(student, host))
+        if objective.projected:
+            parts["projected"] = projected_tokens(seen, target, objective.anchor)
+            weights["projected"] = objective.projected
+        if objective.answers:
+            assert target.texts is not None
+            parts["answers"] = answer_divergence(host.next_token_logits(seen, target.texts), target)
+            weights["answers"] = objective.answers
     if not parts:
         raise ValueError("All objectives have weight 0: there is nothing to match.")
     total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
     return total, {name: part.detach() for name, part in parts.items()}
+
+
+def selected(student: SparseFormerOutput, host: HostReader) -> Tensor:
+    """The student's tokens that a host reads: -> (B, [1 +] N, D x layers)."""
+    assert student.hidden_states is not None
+    return host.select(student.hidden_states, student.hidden_states[0].shape[1] - target_count(student))
 
 
 def target_count(student: SparseFormerOutput) -> int:

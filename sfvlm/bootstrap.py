@@ -4,6 +4,7 @@ A step depends on (options, step number) alone: views are seeded by photo and ep
 student has no dropout. So a run that was killed and resumed from its last checkpoint ends on the same bits as one that was not.
 """
 
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from . import roi
-from .alignment import align
+from .alignment import Target, align, selected
 from .bootstrap_options import BootstrapOptions
+from .chat import Host
 from .checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from .export import export_student
+from .host_reader import HostReader
+from .host_texts import Conversations, Interview, read_prompts
 from .images import Photos
 from .inherit import InheritanceReport
 from .metrics_log import MetricsLog, rounded
@@ -44,6 +48,7 @@ def bootstrap(
     out: Path,
     options: BootstrapOptions,
     *,
+    host: Host | None = None,
     resume: bool = False,
     stop_after: int | None = None,
 ) -> dict[str, float]:
@@ -55,6 +60,7 @@ def bootstrap(
         out: Receives the model, `metrics.jsonl`, `skipped.jsonl`, `inheritance.json`, `bootstrap.json`, a model card, and
             `checkpoints/` along the way.
         options: See `BootstrapOptions`.
+        host: The LLaVA that shall read the student's tokens, where the objective needs one; its tower is the teacher.
         resume: Continue from the newest checkpoint in `out`.
         stop_after: Stop there as if interrupted, with a checkpoint (schedules still aim at `options.steps`).
 
@@ -66,7 +72,7 @@ def bootstrap(
         ValueError: Options and checkpoint disagree, or nothing can be read.
         KeyboardInterrupt: After a checkpoint was saved.
     """
-    run = _Run(teacher, student, report, photos, out, options)
+    run = _Run(teacher, student, report, photos, out, options, host)
     if resume:
         run.resume()
     elif run.metrics.path.exists() and run.is_main:
@@ -86,6 +92,7 @@ class _Run:
         photos: Photos,
         out: Path,
         options: BootstrapOptions,
+        host: Host | None,
     ) -> None:
         self.teacher, self.report, self.photos, self.out, self.options = teacher, report, photos, out, options
         self.config = student.config
@@ -116,8 +123,30 @@ class _Run:
         self.dense: nn.Module = torch.compile(dense) if options.compile else dense  # type: ignore[assignment]
         with self.accelerator.main_process_first():
             cache = open_cache(out / "teacher-cache", teacher.sha256, self.training_photos, self.config, options)
-        self.targets = TeacherTargets(self.dense, self.config.teacher_grid**2, options.objective, cache)
+        self.host_source = None if host is None else host.source
+        self.host, self.asked = self._open_host(host)
+        self.targets = TeacherTargets(self.dense, self.config.teacher_grid**2, options.objective, cache, self.host)
         self.step = 0
+
+    def _open_host(self, host: Host | None) -> tuple[HostReader | None, dict[str, Conversations]]:
+        """The host as a reader, and what it says of the photos: by "train" and "held_back"."""
+        options = self.options
+        if not options.objective.needs_host:
+            return None, {}
+        if host is None:
+            raise ValueError("The objectives projected and answers need a host: give --host.")
+        reader = HostReader(host.model, host.processor).to(self.device)
+        self.config.aligned_layers = list(reader.facts.layers)
+        given = read_prompts(options.host_prompts) if options.host_prompts else ()
+        interview = Interview(
+            reader, host.processor, host.fingerprint, self.teacher.model, options.host_turns, options.seed, given
+        )
+        asked = {}
+        for name, photos in (("train", self.training_photos), ("held_back", self.held_back)):
+            with self.accelerator.main_process_first():
+                turns = interview.answers(photos, self.out / f"answers.{name}.jsonl")
+            asked[name] = Conversations(host.processor, turns, options.seed)
+        return reader, asked
 
     def train(self, until: int) -> dict[str, float]:
         options = self.options
@@ -163,9 +192,10 @@ class _Run:
         pixels = self._pixels(batch)
         self.model.train()
         with self.accelerator.autocast():
-            target = self.targets(batch, pixels)
-            output = self.model(pixels, output_hidden_states=bool(options.objective.tokens))
-            loss, parts = align(output, target, options.objective)
+            target = self.targets(batch, pixels, self.asked.get("train"))
+            wants_tokens = bool(options.objective.tokens or self.host)
+            output = self.model(pixels, self._budget(), output_hidden_states=wants_tokens)
+            loss, parts = align(output, target, options.objective, self.host)
         finite = self.accelerator.reduce(torch.isfinite(loss.detach()).float(), "min")
         if not finite:
             keys = ", ".join(self.training_photos.key(int(index)) for index in batch["index"][:4])
@@ -182,6 +212,11 @@ class _Run:
         if self.ema is not None:
             self.ema.update(self.plain, self.step)
         return parts | {"loss": loss.detach()}, output
+
+    def _budget(self) -> int | None:
+        """This step's budget, the same on all ranks; None for the student's own."""
+        budgets = self.options.budgets
+        return random.Random(f"{self.options.seed} {self.step}").choice(budgets) if budgets else None
 
     def _batches(self) -> Iterator[ViewBatch]:
         options, world = self.options, self.accelerator.num_processes
@@ -214,11 +249,11 @@ class _Run:
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
-        """Cosine, agreement of the classifier's first choice, and box statistics on the held-back photos."""
+        """On the held-back photos: cosine, agreement of the classifier's first choice or of a host's words, box statistics."""
         student = self._averaged()
         student.eval()
         views = ViewDataset(self.held_back, self.config.image_size, training=False, seed=0)
-        cosines, agree, boxes = [], [], []
+        cosines, agree, said, boxes = [], [], [], []
         batch: list[Any] = []
         indices = shard_indices(len(views), self.accelerator.process_index, self.accelerator.num_processes)
         for number, index in enumerate(indices):
@@ -231,7 +266,9 @@ class _Run:
                 self.skips.add(collated["skipped"])
             pixels = self._pixels(collated)
             with self.accelerator.autocast():
-                ours, theirs = student(pixels), self.dense(pixels)
+                ours, theirs = student(pixels, output_hidden_states=self.host is not None), self.dense(pixels)
+                if self.host is not None:
+                    said += self._same_words(ours, self.targets(collated, pixels, self.asked["held_back"]))
             cosines.append(F.cosine_similarity(ours.pooler_output.float(), theirs.pooled.float(), dim=-1))
             if theirs.logits is not None:
                 agree.append((ours.logits.argmax(-1) == theirs.logits.argmax(-1)).float())
@@ -239,9 +276,19 @@ class _Run:
         result = {"cosine": self._mean(cosines)}
         if self.config.num_classes:  # on every rank, also one without photos: the mean is a joint act
             result["agreement"] = self._mean(agree)
+        if self.options.objective.answers:
+            result["answer_agreement"] = self._mean(said)
         result |= {f"box_{name}": value for name, value in roi.spread(torch.cat(boxes)).items()} if boxes else {}
         self._write({"step": self.step} | {f"eval_{name}": value for name, value in result.items()})
         return result
+
+    def _same_words(self, student: SparseFormerOutput, target: Target) -> list[Tensor]:
+        """Whether the host's next word is the same from both towers, at each word of its answers (M,)."""
+        if target.texts is None or target.logits is None:
+            return []
+        assert self.host is not None
+        logits = self.host.next_token_logits(self.host.project(selected(student, self.host)), target.texts)
+        return [(logits.argmax(-1) == target.logits.argmax(-1)).float()]
 
     def _mean(self, values: list[Tensor]) -> float:
         joined = torch.cat(values) if values else torch.zeros(0, device=self.device)
@@ -314,6 +361,7 @@ class _Run:
             "photos": len(self.photos),
             "num_tokens": self.config.num_tokens,
             "focusing": self.config.focusing,
+            "host": self.host_source,
         }
 
     def _export(self, result: dict[str, float], seconds: float) -> None:
@@ -330,6 +378,7 @@ class _Run:
             "photos_skipped": self.skips.count if self.skips else 0,
             "photos_seen": self.step * self.options.batch_size,
             "seconds_of_last_run": round(seconds, 1),
+            "host": None if self.host is None else {"source": self.host_source, "layers": self.config.aligned_layers},
             "device": str(self.device),
             "processes": self.accelerator.num_processes,
             "options": self.options.to_dict(),
@@ -341,6 +390,8 @@ class _Run:
 def _split(photos: Photos, options: BootstrapOptions) -> tuple[Selection, Selection]:
     """Training photos and held-back ones, by a permutation of the seed."""
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(options.seed)).tolist()
-    count = min(options.held_back, len(photos) // 10)
+    if options.most_photos:
+        order = order[: options.most_photos]
+    count = min(options.held_back, len(order) // 10)
     held_back = order[:count] or order[:1]  # with fewer than ten photos, the evaluation looks at a trained one
     return Selection(photos, sorted(order[count:])), Selection(photos, sorted(held_back))

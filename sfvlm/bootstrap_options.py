@@ -40,12 +40,20 @@ class BootstrapOptions:
     """Rank of the LoRA updates."""
     objective: Objective = field(default_factory=Objective)
     """What is matched."""
+    budgets: tuple[int, ...] = ()
+    """Budgets the student is trained at, one drawn each step; none: its own alone."""
+    host_turns: int = 4
+    """Prompts a host is asked about each photo, whose answers the student shall keep."""
+    host_prompts: Path | None = None
+    """File of these prompts, one a line; default general ones, and those a photo's source brings along."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Share of a photo's area a training view shows."""
     cached_views: int = 0
     """Views a photo has in all; their pooled teacher outputs are kept on disk. 0: a new view every epoch, no cache."""
     teacher_cache: Path | None = None
     """Folder of that cache, OUT/teacher-cache by default. Runs with the same teacher, photos and seed may share it."""
+    most_photos: int = 0
+    """Use so many of the photos at most, drawn by the seed; a host is asked about every one that is used. 0: all."""
     held_back: int = 256
     """Photos never trained on, for the evaluation during the run (a tenth at most)."""
     eval_every: int = 250

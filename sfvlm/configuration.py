@@ -38,6 +38,8 @@ class SparseFormerConfig(PreTrainedConfig):
         projection_dim: Width of the shared image-text space, 0 without one.
         projection_bias: Whether that projection has a bias.
         num_classes: Outputs of a classifier behind the pooled vector, 0 without one.
+        aligned_layers: Layers whose tokens a host was taught to read, as `hidden_states` is indexed from its end; None for a
+            tower that was aligned to no host.
     """
 
     model_type = "sparseformer"
@@ -76,6 +78,7 @@ class SparseFormerConfig(PreTrainedConfig):
     projection_dim: int = 512
     projection_bias: bool = False
     num_classes: int = 0
+    aligned_layers: list[int] | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -91,7 +91,9 @@ class LargerPatch(Control):
         self.pixels_a_side = side * patch
         self.name = f"larger patch, {patch} px"
         kernel = resample_kernel(dense.patch.weight.detach(), patch)  # (D, 3, patch, patch)
-        conv = nn.Conv2d(3, len(kernel), patch, stride=patch, device=kernel.device, dtype=kernel.dtype)
+        conv = nn.utils.skip_init(
+            nn.Conv2d, 3, len(kernel), patch, stride=patch, device=kernel.device, dtype=kernel.dtype
+        )
         conv.load_state_dict({"weight": kernel, "bias": dense.patch.state_dict()["bias"]})
         # A second dense transformer with the same tensors but this one: copying the module, not what it holds.
         self.dense = copy.copy(dense)
@@ -172,10 +174,14 @@ def make_controls(dense: DenseTransformer, num_tokens: int, image_size: int) -> 
 
 
 def resize(pixels: Tensor, side: int) -> Tensor:
-    """Antialiased bilinear resizing to a square: (B, 3, H, W) -> (B, 3, side, side)."""
+    """Antialiased bilinear resizing to a square: (B, 3, H, W) -> (B, 3, side, side).
+
+    In float32: torch has no antialiased one in half precision on a CPU.
+    """
     if pixels.shape[-2:] == (side, side):
         return pixels
-    return F.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+    resized = F.interpolate(pixels.float(), size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+    return resized.to(pixels.dtype)
 
 
 def merge(x: Tensor, size: Tensor, metric: Tensor, remove: int, protected: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Writes a finished student as a Hugging Face folder, with where it came from and how well it does."""
+"""Writes a finished student as a Hugging Face folder, with where it came from and how well it does; and opens it."""
 
 import importlib.metadata
 import json
@@ -13,7 +13,7 @@ from .configuration import SparseFormerConfig
 from .files import replacing_inside
 from .inherit import InheritanceReport
 from .sparseformer import SparseFormerModel
-from .tensors import tensor_hash
+from .tensors import check_loaded, tensor_hash
 
 PACKAGES = ("sfvlm", "torch", "transformers", "accelerate", "timm", "open_clip_torch", "numpy", "pillow")
 
@@ -101,3 +101,23 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def open_student(folder: str | Path) -> SparseFormerModel:
+    """Opens a SparseFormer folder, strictly.
+
+    Raises:
+        ValueError: It is no such folder, or its tensors are not those of its configuration.
+    """
+    config = Path(folder) / "config.json"
+    kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+    if kind != "sparseformer":
+        found = f"its config.json says {kind!r}" if config.is_file() else "it holds no config.json"
+        raise ValueError(f"{folder} is no SparseFormer folder: {found}.")
+    try:
+        opened: Any = SparseFormerModel.from_pretrained(folder, output_loading_info=True)
+    except Exception as error:  # readers of damaged files raise their own kinds
+        raise ValueError(f"The SparseFormer in {folder} cannot be opened: {str(error).splitlines()[0]}") from error
+    model, info = opened
+    check_loaded(info, f"in {folder}")
+    return model.eval()

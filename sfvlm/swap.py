@@ -10,14 +10,17 @@ each token about where it looked; a box may have moved by up to `box_shift` of i
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from .export import open_student
 from .swap_folders import swap_folder, undo_folder
 from .swap_plan import Plan, Setting, apply_plan, plan_swap, read_host, restore
 from .tower import check_dtype, check_tower
+from .zoo import resolve
 
 __all__ = ["Swapped", "swap", "swap_folder", "undo_folder"]
 
@@ -53,12 +56,14 @@ def swap(model: Any, processor: Any, tower: Any, num_tokens: int | None = None) 
         model: A LLaVA, LLaVA-NeXT or LLaVA-OneVision `...ForConditionalGeneration`; it may be quantised by
             bitsandbytes (but for its projector), spread by a `device_map`, or wrapped by PEFT.
         processor: Its processor.
-        tower: A `sfvlm.tower.Tower`, such as a SparseFormerModel.
+        tower: A `sfvlm.tower.Tower`, such as a SparseFormerModel; or a SparseFormer folder or name of the zoo.
         num_tokens: Image tokens a photo or tile, default the tower's own budget.
 
     Raises:
         ValueError: They do not fit; the message has both numbers.
     """
+    if isinstance(tower, str | Path):
+        tower = open_student(resolve(tower))
     check_tower(tower)
     host = model.get_base_model() if hasattr(model, "get_base_model") else model
     plan = plan_swap(read_host(host.config, processor), tower.config, num_tokens)

@@ -24,29 +24,31 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoProcessor
 
+from .export import open_student
 from .files import replacing
+from .reduce import ReducedTower
 from .sparseformer import SparseFormerModel
 from .swap_plan import Plan, Setting, apply_plan, plan_swap, read_host, restore
 from .swap_weights import WeightFiles, bytes_hash, open_weights, parts, read_tensors, write_weights
 from .tensors import tensor_hash
 from .tower import check_dtype
-from .zeroshot import open_student
 
 MANIFEST, DENSE = "swap.json", "dense"
 PACKAGES = ("sfvlm", "torch", "transformers", "safetensors")
 # What processor_config.json of transformers 5 holds inside itself, older versions keep in files of their own.
 _IMAGE_SETTINGS = ("preprocessor_config.json", "video_preprocessor_config.json")
 _CHANGED = ("config.json", "processor_config.json", *_IMAGE_SETTINGS)
+OpenTower = SparseFormerModel | ReducedTower
 
 
 def swap_folder(
-    host: str | Path, tower: str | Path | SparseFormerModel, out: str | Path, num_tokens: int | None = None
+    host: str | Path, tower: str | Path | OpenTower, out: str | Path, num_tokens: int | None = None
 ) -> dict[str, Any]:
     """Writes a host with another tower to a new folder, and returns its manifest.
 
     Args:
         host: A folder of a transformers LLaVA, LLaVA-NeXT or LLaVA-OneVision with safetensors weights.
-        tower: A SparseFormer folder, or an open model.
+        tower: A SparseFormer folder, or an open model: a SparseFormer or a reduced dense tower.
         out: The folder to write; it must not exist, and appears only when it is complete and verified.
         num_tokens: Image tokens a photo or tile; default the tower's own budget.
 
@@ -57,7 +59,7 @@ def swap_folder(
     _check_absent(out)
     config, processor = _open_host(host)
     facts, weights = read_host(config, processor), open_weights(host)
-    model = tower if isinstance(tower, SparseFormerModel) else open_student(tower)
+    model = open_student(tower) if isinstance(tower, str | Path) else tower
     plan = plan_swap(facts, model.config, num_tokens)
     dtype = _dtype_of_host(config, weights)
     check_dtype(model, dtype)
@@ -141,7 +143,7 @@ def _dtype_of_host(config: Any, weights: WeightFiles) -> torch.dtype:
     return config.dtype or stored.pop()
 
 
-def _cast(model: SparseFormerModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _cast(model: OpenTower, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The tower's tensors in the host's dtype; boxes stay float32, as in the model itself."""
     exact = ("token_roi.weight",)
     return {
@@ -184,8 +186,8 @@ def _keep_dense(host: Path, weights: WeightFiles, out: Path) -> None:
 
 def _manifest(
     host: Path,
-    tower: str | Path | SparseFormerModel,
-    model: SparseFormerModel,
+    tower: str | Path | OpenTower,
+    model: OpenTower,
     plan: Plan,
     settings: tuple[Setting, ...],
     before: WeightFiles,
@@ -214,7 +216,8 @@ def _manifest(
             "tower": f"{facts.depth} blocks of width {facts.width}",
         },
         "tower": {
-            "path": None if isinstance(tower, SparseFormerModel) else str(tower),
+            "path": str(tower) if isinstance(tower, str | Path) else None,
+            **({"method": model.config.method} if isinstance(model, ReducedTower) else {}),
             "sha256": tensor_hash(model.state_dict()),
             "blocks": model.config.num_hidden_layers,
         },

@@ -14,6 +14,7 @@ Source: transformers 5.23, `models/llava*/processing_*.py`, `modeling_*.py`.
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -164,6 +165,14 @@ def _check_fit(host: HostFacts, tower: TowerConfig) -> None:
             f"The host reads layer -{deepest} of its tower's {host.depth} blocks, and the new tower has only "
             f"{tower.num_hidden_layers} blocks."
         )
+    if hasattr(tower, "check_layers"):  # a tower whose tokens were chosen for one layer
+        tower.check_layers(host.layers)
+    aligned = getattr(tower, "aligned_layers", None)
+    if aligned is not None and tuple(aligned) != host.layers:
+        raise ValueError(
+            f"The host reads layer {_listed(host.layers)} of its tower, and the new tower was aligned at layer "
+            f"{_listed(aligned)}: bootstrap one for this host (--host)."
+        )
     for name, theirs, ours in (("mean", host.mean, tower.image_mean), ("std", host.std, tower.image_std)):
         if any(abs(a - b) > 1e-4 for a, b in zip(theirs, ours, strict=True)):
             raise ValueError(
@@ -198,6 +207,10 @@ def _rescale(pinpoints: tuple[tuple[int, int], ...], old: int, new: int) -> list
     if broken:
         raise ValueError(f"The host's tiles have {old} pixels, and its grid {list(broken[0])} is no multiple of that.")
     return [[height // old * new, width // old * new] for height, width in pinpoints]
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
 
 
 def _round(values: Any) -> str:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from .alignment import Objective, Target
 from .bootstrap_options import BootstrapOptions
 from .configuration import SparseFormerConfig
+from .host_reader import HostReader
+from .host_texts import Conversations
 from .teacher_cache import TeacherCache
 from .views import Selection, ViewBatch
 
@@ -20,22 +22,37 @@ class TeacherTargets:
         patches: How many of its tokens are patches.
         objective: What is matched.
         cache: From `open_cache`.
+        host: What reads the tokens, on the same device, where the objective needs one.
     """
 
-    def __init__(self, dense: nn.Module, patches: int, objective: Objective, cache: TeacherCache | None) -> None:
-        self.dense, self.patches, self.objective, self.cache = dense, patches, objective, cache
+    def __init__(
+        self,
+        dense: nn.Module,
+        patches: int,
+        objective: Objective,
+        cache: TeacherCache | None,
+        host: HostReader | None = None,
+    ) -> None:
+        self.dense, self.patches, self.objective, self.cache, self.host = dense, patches, objective, cache, host
 
     @torch.no_grad()
-    def __call__(self, batch: ViewBatch, pixels: Tensor) -> Target:
+    def __call__(self, batch: ViewBatch, pixels: Tensor, conversations: Conversations | None = None) -> Target:
         cached = self.cache.get(batch["view"], batch["index"]) if self.cache else None
         if cached is not None:
             return Target(cached.to(pixels.device))
         output = self.dense(pixels)
         if self.cache:
             self.cache.put(batch["view"], batch["index"], output.pooled)
-        if not self.objective.tokens:
-            return Target(output.pooled)
-        return Target(output.pooled, output.hidden_states[self.objective.layer][:, -self.patches :])
+        states, tokens = output.hidden_states, None
+        if self.objective.tokens:
+            tokens = states[self.objective.layer][:, -self.patches :]
+        if self.host is None or conversations is None:
+            return Target(output.pooled, tokens)
+        projected = self.host.project(self.host.select(states, states[0].shape[1] - self.patches))
+        if not self.objective.answers:
+            return Target(output.pooled, tokens, projected)
+        texts = conversations.batch(batch["index"], batch["view"]).to(pixels.device)
+        return Target(output.pooled, tokens, projected, texts, self.host.next_token_logits(projected, texts))
 
 
 def open_cache(
@@ -55,8 +72,8 @@ def open_cache(
     """
     if not options.cached_views:
         return None
-    if options.objective.tokens:
-        raise ValueError("cached_views keeps pooled outputs only; token objectives need cached_views 0.")
+    if options.objective.tokens or options.objective.needs_host:
+        raise ValueError("cached_views keeps pooled outputs only; objectives of tokens need cached_views 0.")
     key = {
         "teacher_sha256": teacher_sha256,
         "photos": len(photos),

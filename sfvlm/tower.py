@@ -30,9 +30,14 @@ class TowerConfig(Protocol):
         patch_size: `image_size // patch_size` is the side of the token grid, for budgets that are square.
     """
 
-    hidden_size: int
-    num_hidden_layers: int
-    image_size: int
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def num_hidden_layers(self) -> int: ...
+
+    @property
+    def image_size(self) -> int: ...
 
     @property
     def image_mean(self) -> Sequence[float]: ...

@@ -7,11 +7,9 @@
 Shapes: B batch, N photos, T texts, K classes, E width of the shared space.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -35,7 +33,6 @@ from .results import Row
 from .scene_texts import CLASS_NAMES, class_prompt
 from .sparseformer import SparseFormerModel
 from .teachers import TeacherOutput
-from .tensors import check_loaded
 from .texts import Template, TextEncoder, imagenet_indices, imagenet_names, imagenet_templates
 from .views import evaluation_view, normalize
 
@@ -52,26 +49,6 @@ class Student(nn.Module):
     def forward(self, pixels: Tensor) -> TeacherOutput:
         output = self.model(pixels, num_tokens=self.num_tokens, output_hidden_states=True)
         return TeacherOutput(output.pooler_output, output.logits, output.hidden_states)
-
-
-def open_student(folder: str | Path) -> SparseFormerModel:
-    """Opens a SparseFormer folder, strictly.
-
-    Raises:
-        ValueError: It is no such folder, or its tensors are not those of its configuration.
-    """
-    config = Path(folder) / "config.json"
-    kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
-    if kind != "sparseformer":
-        found = f"its config.json says {kind!r}" if config.is_file() else "it holds no config.json"
-        raise ValueError(f"{folder} is no SparseFormer folder: {found}.")
-    try:
-        opened: Any = SparseFormerModel.from_pretrained(folder, output_loading_info=True)
-    except Exception as error:  # readers of damaged files raise their own kinds
-        raise ValueError(f"The SparseFormer in {folder} cannot be opened: {str(error).splitlines()[0]}") from error
-    model, info = opened
-    check_loaded(info, f"in {folder}")
-    return model.eval()
 
 
 class EvaluationViews(Dataset[dict[str, Any]]):

@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from tiny import randomize
 from transformers import AutoTokenizer, CLIPModel, LlavaForConditionalGeneration
 
+from sfvlm.scene_texts import scene_questions
 from sfvlm.scenes import render_scene
 from sfvlm.teachers import open_teacher
+from sfvlm.vqa_questions import SHORT_ANSWER
 
 SCRIPTS = str(Path(__file__).parents[1] / "scripts")
 sys.path.insert(0, SCRIPTS)
@@ -27,7 +29,7 @@ from zoo.clip_model import new_clip  # noqa: E402
 from zoo.clip_model import train_tokenizer as train_clip_tokenizer  # noqa: E402
 from zoo.llava import Conversations, LlavaLearner, LlavaOptions, _collate, build_llava  # noqa: E402
 from zoo.llava_model import new_llava, new_processor, train_tokenizer  # noqa: E402
-from zoo.questions import COCO_NAMES, existence_turns, photo_turns  # noqa: E402
+from zoo.questions import CAPTION_PROMPTS, COCO_NAMES, existence_turns, photo_turns  # noqa: E402
 from zoo.sources import IMAGENETTE, PHOTOS, TALKED_OF, Data  # noqa: E402
 
 sys.path.remove(SCRIPTS)
@@ -123,8 +125,12 @@ def test_a_photo_without_labels_boxes_or_captions_gives_no_turns():
 
     assert photo_turns(Photo(scene.image, "x"), IMAGENETTE, random.Random(0)) == []
     asked = photo_turns(Photo(scene.image, "x", scene.label, scene.captions, scene.to_meta()), (), random.Random(0))
-    truth = {(question.question, question.answer) for question in scene.questions}
-    assert any(turn in truth for turn in asked)
+    drawn = [scene_questions(np.random.default_rng(seed), scene.objects) for seed in range(300)]
+    truth = {(item.question, item.answer) for questions in drawn for item in questions}
+    plain = [(question.replace(SHORT_ANSWER, ""), answer) for question, answer in asked]
+    said = [turn for turn in plain if turn[0] not in CAPTION_PROMPTS]
+    exists = [turn for turn in said if turn[0].startswith("Is there")]  # names a thing out of very many
+    assert len(said) > 5 and set(said) - set(exists) <= truth
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +156,7 @@ def test_training_and_chatting_lay_tokens_out_alike(untrained):
     ]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
     chat = processor(text=prompt, images=Image.new("RGB", (300, 200)), return_tensors="pt")["input_ids"][0].tolist()
-    examples = Conversations(np.zeros((1, 16, 32), np.float16), [], tokenizer, 0)
+    examples = Conversations(np.zeros((1, 16, 32), np.float16), [], [], lambda photo, generator: [], tokenizer, 0)
     trained = examples._lay_out([("What color is it?", "red"), ("And the size?", "small")], together=True)[0]
     assert trained[: len(chat)] == chat
 
@@ -159,7 +165,7 @@ def test_training_and_chatting_lay_tokens_out_alike(untrained):
 def test_turns_that_share_a_photo_are_learned_as_if_each_stood_alone(untrained):
     llava, tokenizer = untrained
     learner = LlavaLearner(llava, tokenizer)
-    examples = Conversations(np.zeros((1, 16, 32), np.float16), [], tokenizer, 0)
+    examples = Conversations(np.zeros((1, 16, 32), np.float16), [], [], lambda photo, generator: [], tokenizer, 0)
     tokens = torch.randn(16, 32)
     names = ("ids", "labels", "turn", "positions", "weights")
 
@@ -186,8 +192,9 @@ def test_both_recipes_run_resume_and_give_folders_that_transformers_opens(shards
     assert model.config.vision_config.num_hidden_layers == 12
     assert AutoTokenizer.from_pretrained(folder)("a dog")["input_ids"]
 
-    llava = dict(clip=folder, out=tmp_path / "llava", projector_steps=1, both_steps=1, batch=3, vocabulary=600, **small)
-    folder = build_llava(LlavaOptions(language_steps=1, **llava))
+    steps = dict.fromkeys((f"{stage}_steps" for stage in ("language", "projector", "look", "scene", "both")), 1)
+    llava = dict(clip=folder, out=tmp_path / "llava", batch=4, vocabulary=600, **steps, **small)
+    folder = build_llava(LlavaOptions(**llava))
     host = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     tower = {name: tensor for name, tensor in host.state_dict().items() if "vision_tower" in name}
     ours = model.vision_model.state_dict()

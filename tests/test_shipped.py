@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from sfvlm import zoo
+from sfvlm.export import open_student
 from sfvlm.scene_texts import CLASS_NAMES, class_prompt
 from sfvlm.scenes import render_scene
 from sfvlm.teachers import open_teacher
 from sfvlm.texts import open_text_encoder
 from sfvlm.views import evaluation_view, normalize
-from sfvlm.zeroshot import open_student
 
 SCENES = [render_scene(7, index) for index in range(24)]
 LABELS = torch.tensor([scene.label for scene in SCENES])

@@ -28,10 +28,10 @@ from transformers import (
 from sfvlm import zoo
 from sfvlm.commands.zoo import ZooCommand, zoo_command
 from sfvlm.configuration import PRESETS
+from sfvlm.export import open_student
 from sfvlm.packing import assemble, store_half, store_without_tower
 from sfvlm.showlab import load_official
 from sfvlm.teachers import open_teacher
-from sfvlm.zeroshot import open_student
 from sfvlm.zoo import ZOO, Entry, download, resolve, shipped
 
 CONTENT = bytes(range(256)) * 9000  # over two reads of a mebibyte

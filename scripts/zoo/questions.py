@@ -9,8 +9,10 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+import numpy as np
+
 from sfvlm.decode import Photo
-from sfvlm.scene_texts import with_article
+from sfvlm.scene_texts import SceneObject, scene_questions, with_article
 from sfvlm.vqa_questions import SHORT_ANSWER
 from sfvlm.vqa_sources import CAPTION_PROMPT
 
@@ -98,6 +100,31 @@ COMMON = (
 )
 
 
+def main_object_turns(photo: Photo, generator: random.Random) -> list[Turn]:
+    """What the biggest object of a rendered scene is: what can be told without looking for anything."""
+    main = photo.meta["objects"][0]
+    turns = [
+        ("What color is the biggest object?", main["color"]),
+        ("What shape is the biggest object?", main["shape"]),
+        (generator.choice(CAPTION_PROMPTS), max(photo.captions, key=len)),
+    ]
+    generator.shuffle(turns)
+    return [(_styled(question, answer, generator), answer) for question, answer in turns]
+
+
+def scene_turns(photo: Photo, generator: random.Random, draws: int, most: int = 30) -> list[Turn]:
+    """Questions about the objects of a rendered scene, drawn anew so many times; and one caption, often the longest."""
+    objects = [SceneObject(**(item | {"box": tuple(item["box"])})) for item in photo.meta["objects"]]
+    asked: dict[str, str] = {}
+    for _ in range(draws):
+        drawn = scene_questions(np.random.default_rng(generator.randrange(2**32)), objects)
+        asked |= {item.question: item.answer for item in drawn}
+    caption = max(photo.captions, key=len) if generator.random() < 0.5 else generator.choice(photo.captions)
+    turns = [*asked.items(), (generator.choice(CAPTION_PROMPTS), caption)]
+    generator.shuffle(turns)
+    return [(_styled(question, answer, generator), answer) for question, answer in turns[:most]]
+
+
 def photo_turns(photo: Photo, class_names: Sequence[str], generator: random.Random, most: int = 10) -> list[Turn]:
     """Turns about one photo, in random order.
 
@@ -107,12 +134,10 @@ def photo_turns(photo: Photo, class_names: Sequence[str], generator: random.Rand
         generator: Decides which.
         most: Turns at most.
     """
+    if "objects" in photo.meta:
+        return scene_turns(photo, generator, draws=2, most=most)
     turns: list[Turn] = []
-    if "questions" in photo.meta:  # a scene
-        turns += [(item["question"], item["answer"]) for item in photo.meta["questions"]]
-        if generator.random() < 0.25:
-            turns.append((generator.choice(CAPTION_PROMPTS), generator.choice(photo.captions)))
-    elif photo.label is not None:
+    if photo.label is not None:
         name = class_names[photo.label]
         turns.append((generator.choice(NAME_PROMPTS), name))
         turns.append((exists(name, generator), "yes"))
@@ -120,11 +145,10 @@ def photo_turns(photo: Photo, class_names: Sequence[str], generator: random.Rand
         turns.append((exists(other, generator), "no"))
     else:
         turns += [(_question(question), answer.replace("_", " ")) for question, answer in photo.meta.get("qa", ())]
-    if photo.captions and "questions" not in photo.meta:
-        for caption in generator.sample(photo.captions, min(3, len(photo.captions))):
-            turns.append((generator.choice(CAPTION_PROMPTS), clean_caption(caption)))
+    for caption in generator.sample(photo.captions, min(3, len(photo.captions))):
+        turns.append((generator.choice(CAPTION_PROMPTS), clean_caption(caption)))
     boxes = [box[0] for box in photo.meta.get("boxes", ())]
-    if boxes or (photo.captions and "questions" not in photo.meta):
+    if boxes or photo.captions:
         present = sorted({*boxes} or named_things(photo.captions))
         turns += existence_turns(present, generator, 6, caption_words(photo.captions))
     generator.shuffle(turns)
@@ -183,4 +207,4 @@ def _question(text: str) -> str:
 
 def _styled(question: str, answer: str, generator: random.Random) -> str:
     short = len(answer.split()) <= 3 and question not in CAPTION_PROMPTS
-    return question + SHORT_ANSWER if short and generator.random() < 0.5 else question
+    return question + SHORT_ANSWER if short and generator.random() < 0.3 else question

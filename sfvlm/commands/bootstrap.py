@@ -1,13 +1,15 @@
 """The command that makes a SparseFormer from a teacher and photos."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from ..alignment import FOR_HOST
 from ..bootstrap import bootstrap
 from ..bootstrap_options import BootstrapOptions
+from ..chat import open_host
 from ..cli import say
 from ..configuration import Focusing
 from ..images import open_photos
@@ -19,8 +21,12 @@ from ..teachers import open_teacher
 class BootstrapCommand:
     """Bootstrap a SparseFormer from a pretrained vision transformer and unlabelled photos."""
 
-    teacher: str = "clip-tiny"
-    """A name of `sfvlm zoo`, transformers folder or hub id (CLIP, SigLIP, LLaVA), timm:NAME:FILE, open_clip:NAME:FILE, local-dir:FOLDER."""
+    teacher: str | None = None
+    """A name of `sfvlm zoo`, transformers folder or hub id (CLIP, SigLIP, LLaVA), timm:NAME:FILE, open_clip:NAME:FILE,
+    local-dir:FOLDER. Default the host's own tower, or clip-tiny."""
+    host: str | None = None
+    """LLaVA whose projector and language model shall read the tokens: folder, hub id or name of the zoo. Its answers to
+    prompts about the photos are what the student learns to keep."""
     photos: list[str] = field(default_factory=lambda: ["scenes:6000"])
     """Folders, tar shards (globs and braces too), Hugging Face datasets on disk, or scenes:COUNT for rendered ones."""
     out: Path = Path("runs/quickstart")
@@ -48,7 +54,7 @@ class BootstrapCommand:
 
 def bootstrap_command(command: BootstrapCommand) -> None:
     """Opens the teacher and the photos, builds the student, trains it, and says where it is."""
-    teacher = open_teacher(command.teacher)
+    teacher = open_teacher(command.teacher or command.host or "clip-tiny")
     photos = open_photos(command.photos)
     given = {name: getattr(command, name) for name in ("coarse_blocks", "box_zoom", "glimpse_size", "image_size")}
     config = student_config(
@@ -61,6 +67,19 @@ def bootstrap_command(command: BootstrapCommand) -> None:
     student, report = inherit(teacher, config, command.tuned_blocks, command.training.seed)
     say(f"{len(photos)} photos; teacher of {teacher.config.num_tokens} tokens, student of {config.num_tokens}.")
     say(report.summary())
-    result = bootstrap(teacher, student, report, photos, command.out, command.training, resume=command.resume)
+    options, host = command.training, None
+    if command.host is not None:
+        device = "cpu" if options.cpu else None
+        host = open_host(command.host, device=device)
+        if not options.objective.needs_host:
+            options = replace(options, objective=FOR_HOST)
+    result = bootstrap(teacher, student, report, photos, command.out, options, host=host, resume=command.resume)
     say(", ".join(f"{name} {value:.4f}" for name, value in result.items()))
-    say(f"Wrote {command.out}. Measure it: python eval/zeroshot.py --model {command.out} --data YOUR_DATA --controls")
+    if command.host is None:
+        say(
+            f"Wrote {command.out}. Measure it: python eval/zeroshot.py --model {command.out} --data YOUR_DATA --controls"
+        )
+    else:
+        say(
+            f"Wrote {command.out}. Use it: python scripts/swap_llava_tower.py --host {command.host} --tower {command.out}"
+        )

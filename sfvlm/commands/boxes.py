@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..cli import say
+from ..export import open_student
 from ..images import open_photos
 from ..visualize import draw_focusing, save_picture
-from ..zeroshot import open_student
 from ..zoo import resolve
 
 

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..cli import say
+from ..reduce import reduce_host
 from ..swap_folders import swap_folder, undo_folder
 from ..zoo import resolve
+
+REDUCE = "reduce:"
 
 
 @dataclass(frozen=True)
@@ -15,11 +18,12 @@ class SwapCommand:
     host: str = "llava-tiny"
     """Folder, hub id or name of a transformers LLaVA, LLaVA-NeXT or LLaVA-OneVision; with --undo a swapped folder."""
     tower: str = "sparseformer-tiny-49"
-    """SparseFormer folder or name."""
+    """SparseFormer folder or name; or reduce:METHOD for the host's own tower with few tokens, without training:
+    resolution, larger-patch, stride, average, cls-attention, diversity, merging, merging-gradual."""
     out: Path = Path("runs/llava-49")
     """Folder to write; it must not exist."""
     num_tokens: int | None = None
-    """Image tokens a photo or tile; default the tower's own budget."""
+    """Image tokens a photo or tile; default the tower's own budget; reduce:METHOD has none."""
     undo: bool = False
     """Write the dense host that HOST, a swapped folder, was made from."""
 
@@ -33,8 +37,12 @@ def swap_command(command: SwapCommand) -> None:
             f"Wrote {command.out}: the dense host of {tokens['before']} tokens a {tokens['of_each']} again, bit for bit."
         )
         return
-    tower = Path(resolve(command.tower))
-    manifest = swap_folder(host_folder(command.host), tower, command.out, command.num_tokens)
+    host, num_tokens = host_folder(command.host), command.num_tokens
+    if command.tower.startswith(REDUCE):
+        tower = reduce_host(host, command.tower.removeprefix(REDUCE), num_tokens)
+    else:
+        tower = Path(resolve(command.tower))
+    manifest = swap_folder(host, tower, command.out, num_tokens)
     tokens, untouched = manifest["tokens"], manifest["untouched"]
     say(f"{tokens['after']} tokens a {tokens['of_each']} instead of {tokens['before']}.")
     for part, facts in untouched.items():

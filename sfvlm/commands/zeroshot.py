@@ -12,6 +12,7 @@ from torch import nn
 
 from ..cli import say
 from ..controls import cost, make_controls
+from ..export import open_student
 from ..results import short_names, table, write_results
 from ..sparseformer import SparseFormerModel
 from ..teachers import Teacher, open_teacher
@@ -24,7 +25,6 @@ from ..zeroshot import (
     Task,
     evaluate,
     open_evaluation_photos,
-    open_student,
 )
 from ..zoo import resolve
 

@@ -1,0 +1,138 @@
+"""What a host reads from image tokens: its own projector and language model, frozen.
+
+    hidden states --select--> tokens --project--> what the language model sees --+-- with a text --> next-token logits
+                                                                                 +-- with prompts --> answers
+
+Dense and sparse tokens go the same way, so that what the host says of one can be the target of the other.
+Shapes: B photos, N image tokens, D width of the tower, W width of the language model, M predicted tokens, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .swap_plan import read_host
+
+Answers = list[list[list[int]]]  # ids, by photo and prompt
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Conversations about the photos of a batch, cut where the photo stands, which is the same place in all of them.
+
+    Attributes:
+        before: (T0,) ids in front of the photo's tokens.
+        after: (B, T1) ids behind them, padded on the right.
+        row, place: (M,) where the host's own words stand in `after`.
+        weight: (M,) of each, so that every answer counts the same.
+    """
+
+    before: Tensor
+    after: Tensor
+    row: Tensor
+    place: Tensor
+    weight: Tensor
+
+    def to(self, device: torch.device) -> "Texts":
+        return Texts(*(getattr(self, name).to(device) for name in ("before", "after", "row", "place", "weight")))
+
+
+class HostReader:
+    """The projector and language model of a host; nothing of them is trained.
+
+    A photo is read as LLaVA-1.5 reads it, one sequence of tokens. Of a host that cuts photos into tiles (LLaVA-NeXT,
+    LLaVA-OneVision) this is the overview tile alone, without the marks of line ends.
+
+    Args:
+        model: A LlavaForConditionalGeneration, LlavaNext... or LlavaOnevision..., with its dense tower.
+        processor: Its processor.
+
+    Raises:
+        ValueError: It is no such host, or its tower was replaced already.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.facts = read_host(model.config, processor)
+        self.model = model.eval().requires_grad_(False)
+
+    def to(self, device: torch.device) -> "HostReader":
+        self.model.to(device)
+        return self
+
+    def select(self, hidden_states: Sequence[Tensor], class_tokens: int) -> Tensor:
+        """The tokens the host reads: states of (B, class_tokens + N, D) -> (B, [1 +] N, D x layers)."""
+        first = 0 if self.facts.reads_cls else class_tokens
+        return torch.cat([hidden_states[layer][:, first:] for layer in self.facts.layers], dim=-1)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """(B, N, D x layers) -> (B, N, W)."""
+        projector = self.model.model.multi_modal_projector
+        return projector(tokens.to(next(projector.parameters()).dtype))
+
+    def next_token_logits(self, seen: Tensor, texts: Texts) -> Tensor:
+        """What the language model expects at each of the host's own words: (B, N, W) -> (M, V)."""
+        embed = self.model.get_input_embeddings()
+        before = embed(texts.before).expand(len(seen), -1, -1)
+        inputs = torch.cat([before, seen.to(before.dtype), embed(texts.after)], dim=1)
+        # Attention is causal and padding stands at the end: no word that counts sees it.
+        hidden = self.model.model.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        start = inputs.shape[1] - texts.after.shape[1]
+        return self.model.get_output_embeddings()(hidden[texts.row, start + texts.place - 1])
+
+    @torch.no_grad()
+    def answer(self, seen: Tensor, before: Tensor, prompts: Sequence[Sequence[Sequence[int]]], longest: int) -> Answers:
+        """Greedy answers to several prompts about each photo, which is read once for all of its prompts.
+
+        Args:
+            seen: (B, N, W).
+            before: (T0,) ids in front of the photo's tokens.
+            prompts: For each photo, ids of what stands behind them, prompt by prompt.
+            longest: Tokens an answer is cut off at.
+
+        Returns:
+            Ids of each answer, by photo and prompt, without what ends it.
+        """
+        device, language_model = seen.device, self.model.model.language_model
+        embed, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        photo = torch.tensor([number for number, asked in enumerate(prompts) for _ in asked], device=device)
+        rows = [list(ids) for asked in prompts for ids in asked]
+        if not rows:
+            return [[] for _ in prompts]
+        width = max(map(len, rows))
+        after = torch.tensor(
+            [[0] * (width - len(ids)) + ids for ids in rows], device=device
+        )  # (R, S) padded on the left
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in rows], device=device)
+        prefix = torch.cat([embed(before).expand(len(seen), -1, -1), seen.to(embed.weight.dtype)], dim=1)
+        cache = language_model(inputs_embeds=prefix, use_cache=True).past_key_values
+        cache.batch_select_indices(photo)
+        mask = torch.cat([mask.new_ones(len(rows), prefix.shape[1]), mask], dim=1)
+        ends = self._ends(device)
+        said, finished = [], torch.zeros(len(rows), dtype=torch.bool, device=device)
+        word = after
+        for _ in range(longest):
+            position = (mask.cumsum(dim=1) - 1)[:, -word.shape[1] :].clamp(min=0)
+            hidden = language_model(
+                inputs_embeds=embed(word),
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            word = head(hidden[:, -1:]).argmax(dim=-1)  # (R, 1)
+            finished |= torch.isin(word[:, 0], ends)
+            said.append(word[:, 0].masked_fill(finished, -1))
+            if finished.all():
+                break
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        texts = [[token for token in row if token >= 0] for row in torch.stack(said, dim=1).tolist()]
+        answers = iter(texts)
+        return [[next(answers) for _ in asked] for asked in prompts]
+
+    def _ends(self, device: torch.device) -> Tensor:
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if ends is not None else self.model.config.get_text_config().eos_token_id
+        return torch.tensor([ends] if isinstance(ends, int) else list(ends or ()), device=device, dtype=torch.long)

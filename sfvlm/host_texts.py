@@ -1,0 +1,274 @@
+"""What a host is asked of unlabelled photos, what it answers with its dense tower, and both as token ids.
+
+    photos, prompts --Interview--> answers.jsonl --Conversations--> Texts of a batch
+
+The answers are the host's own, so that no label is needed: a sparse tower shall make the host say what it said before.
+Prompts that a photo's source brings along (rendered scenes, DAQUAR) are asked of that photo; their answers are not read.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .chat import assistant_message, user_message
+from .decode import Photo, UnreadablePhoto
+from .host_reader import HostReader, Texts
+from .scene_texts import with_article
+from .teachers import DenseTransformer
+from .views import Selection, evaluation_view, normalize
+from .vqa_questions import SHORT_ANSWER
+from .vqa_sources import CAPTION_PROMPT
+
+Turn = tuple[str, str]  # prompt, answer
+THINGS = (
+    "person", "man", "woman", "child", "dog", "cat", "bird", "horse", "car", "bicycle", "bus", "boat", "chair", "dining table",
+    "bed", "couch", "tv", "laptop", "book", "bottle", "cup", "bowl", "backpack", "umbrella", "tree", "window", "door",
+)  # fmt: skip
+DESCRIBE = (
+    CAPTION_PROMPT,
+    "Describe the image.",
+    "Describe the photo in one sentence.",
+    "What is happening in the image?",
+)
+SHORT = (
+    "What is the main object in the image?",
+    "What color is the main object in the image?",
+    "How many people are there in the image?",
+    "How many objects are there in the image?",
+    "What is in the background of the image?",
+    "Where was this photo taken?",
+    "What is on the left side of the image?",
+    "What is on the right side of the image?",
+    "What is written in the image?",
+    *(f"Is there {with_article(thing)} in the image?" for thing in THINGS),
+)
+LONGEST_ANSWER = 32  # tokens; what a longer answer adds is said by the text before it rather than by the photo
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """One prompt a line.
+
+    Raises:
+        ValueError: The file is missing or holds none.
+    """
+    if not path.is_file():
+        raise ValueError(f"There is no file of prompts {path}.")
+    prompts = tuple(filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())))
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt: it needs one a line.")
+    return prompts
+
+
+def prompts_for(photo: Photo, count: int, generator: random.Random, given: Sequence[str] = ()) -> list[str]:
+    """So many different prompts for a photo: the given ones; else its own, if it has any, and one that describes it."""
+    if given:
+        return generator.sample(list(given), min(count, len(given)))
+    own = [item["question"] for item in photo.meta.get("questions", ())] + [
+        item[0] for item in photo.meta.get("qa", ())
+    ]
+    own = sorted({words.strip() for words in own if words.strip()})
+    about_things = [words.rstrip(" ?") + "?" for words in own] or list(SHORT)
+    drawn = generator.sample(about_things, min(count - 1, len(about_things)))
+    asked = [words + SHORT_ANSWER if generator.random() < 0.7 else words for words in drawn]
+    return [generator.choice(DESCRIBE), *asked]
+
+
+@dataclass(frozen=True)
+class Interview:
+    """How a host is asked about photos.
+
+    Attributes:
+        reader, processor: The host's.
+        fingerprint: Of the host: answers of another one are not taken for its own.
+        dense: Its own tower, on the reader's device.
+        turns: Prompts a photo.
+        seed: Of the choice of prompts.
+        given: Prompts to choose from; none for general ones and the photos' own.
+        at_once: Photos at once.
+    """
+
+    reader: HostReader
+    processor: Any
+    fingerprint: str
+    dense: DenseTransformer
+    turns: int
+    seed: int
+    given: Sequence[str] = ()
+    at_once: int = 16
+
+    def answers(self, photos: Selection, path: Path) -> list[list[Turn]]:
+        """What the host says of each whole photo; an interrupted call continues from the file.
+
+        Args:
+            photos: Asked about.
+            path: JSON lines: first what the answers depend on, then one line a photo.
+
+        Returns:
+            A list a photo; empty for one that cannot be read.
+
+        Raises:
+            ValueError: The file holds answers of another host or to other prompts.
+        """
+        keys = [photos.key(index) for index in range(len(photos))]
+        prompts = hashlib.sha256("\n".join(self.given or (*DESCRIBE, *SHORT)).encode()).hexdigest()[:12]
+        head = {"host": self.fingerprint, "prompts": prompts, "turns": self.turns, "seed": self.seed}
+        found = _read(path, head)
+        missing = [index for index, key in enumerate(keys) if key not in found]
+        with path.open("a", encoding="utf-8") as file, tqdm(total=len(missing), desc="answers", unit="photo") as bar:
+            for start in range(0, len(missing), self.at_once):
+                part = missing[start : start + self.at_once]
+                for index, turns in zip(part, self._ask(photos, part), strict=True):
+                    found[keys[index]] = turns
+                    file.write(json.dumps({"key": keys[index], "turns": turns}) + "\n")
+                file.flush()
+                bar.update(len(part))
+        return [found[key] for key in keys]
+
+    @torch.no_grad()
+    def _ask(self, photos: Selection, indices: Sequence[int]) -> list[list[Turn]]:
+        opened = {index: photo for index in indices if (photo := _opened(photos, index)) is not None}
+        if not opened:
+            return [[] for _ in indices]
+        asked = [
+            prompts_for(photo, self.turns, random.Random(f"{self.seed} {photos.key(index)}"), self.given)
+            for index, photo in opened.items()
+        ]
+        config, device = self.dense.config, next(self.dense.parameters()).device
+        pixels = torch.stack([evaluation_view(photo.image, config.image_size) for photo in opened.values()]).to(device)
+        states = self.dense(normalize(pixels, config.image_mean, config.image_std)).hidden_states
+        seen = self.reader.project(self.reader.select(states, int(config.has_cls_token)))
+        cuts = [[cut(self.processor, self._written(prompt)) for prompt in prompts] for prompts in asked]
+        before = torch.tensor(cuts[0][0].before, device=device)
+        answers = self.reader.answer(seen, before, [[each.after for each in row] for row in cuts], LONGEST_ANSWER)
+        decode = self.processor.tokenizer.decode
+        said = {
+            index: [(prompt, decode(ids, skip_special_tokens=True).strip()) for prompt, ids in zip(*pair, strict=True)]
+            for index, *pair in zip(opened, asked, answers, strict=True)
+        }
+        return [said.get(index, []) for index in indices]
+
+    def _written(self, prompt: str) -> str:
+        return self.processor.apply_chat_template([user_message(prompt, 1)], tokenize=False, add_generation_prompt=True)
+
+
+class Cut(NamedTuple):
+    """A text about one photo as ids, cut where the photo stands."""
+
+    before: list[int]
+    after: list[int]
+    offsets: list[tuple[int, int]]  # in the text, of `after`
+
+
+def cut(processor: Any, text: str) -> Cut:
+    """Tokenizes a text with one mark of a photo.
+
+    Raises:
+        ValueError: The mark is missing: the chat template has no place for a photo.
+    """
+    tokenizer = processor.tokenizer
+    bos = tokenizer.bos_token
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=not (bos and text.startswith(bos)))
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    if processor.image_token_id not in ids:
+        raise ValueError(f"The host's chat template has no place for a photo; it makes {text[:80]!r}.")
+    photo = ids.index(processor.image_token_id)
+    return Cut(ids[:photo], ids[photo + 1 :], offsets[photo + 1 :])
+
+
+def _opened(photos: Selection, index: int) -> Photo | None:
+    try:
+        return photos[index]
+    except UnreadablePhoto:
+        return None
+
+
+def _read(path: Path, head: dict[str, Any]) -> dict[str, list[Turn]]:
+    """Answers by photo; a last line that was cut short is cut off the file."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(head) + "\n", encoding="utf-8")
+        return {}
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    if text and not text.endswith("\n"):
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    then = json.loads(lines[0]) if lines else {}
+    different = [name for name in head if then.get(name) != head[name]]
+    if different:
+        changes = ", ".join(f"{name}: {then.get(name)} then, {head[name]} now" for name in different)
+        raise ValueError(f"{path} holds other answers ({changes}): remove it, or give another folder.")
+    return {item["key"]: [(prompt, answer) for prompt, answer in item["turns"]] for item in map(json.loads, lines[1:])}
+
+
+class Conversations:
+    """The turns about each photo as one conversation in the host's own chat template.
+
+    Which turn comes first changes from epoch to epoch, because later ones are told of the photo by those before them.
+
+    Args:
+        processor: The host's.
+        turns: By photo.
+        seed: Of the turns' order.
+    """
+
+    def __init__(self, processor: Any, turns: Sequence[Sequence[Turn]], seed: int) -> None:
+        self.processor, self.turns, self.seed = processor, turns, seed
+
+    def batch(self, index: Tensor, view: Tensor) -> Texts:
+        """The conversations about these photos (B,), in these epochs (B,).
+
+        Raises:
+            ValueError: The chat template cannot be followed.
+        """
+        pieces = [self._encode(int(photo), int(epoch)) for photo, epoch in zip(index, view, strict=True)]
+        before = pieces[0][0]
+        if any(piece[0] != before for piece in pieces):
+            raise ValueError("The host's chat template puts other words before one photo than before another.")
+        longest = max(len(after) for _, after, _ in pieces)
+        pad = self.processor.tokenizer.pad_token_id
+        row, place, weight = [], [], []
+        for number, (_, _, answers) in enumerate(pieces):
+            for span in answers:
+                row += [number] * len(span)
+                place += span
+                weight += [1 / len(span)] * len(span)
+        return Texts(
+            before=torch.tensor(before),
+            after=torch.tensor([after + [pad] * (longest - len(after)) for _, after, _ in pieces]),
+            row=torch.tensor(row),
+            place=torch.tensor(place),
+            weight=torch.tensor(weight),
+        )
+
+    def _encode(self, index: int, epoch: int) -> tuple[list[int], list[int], list[list[int]]]:
+        """Ids before the photo, ids after it, and where in these each answer stands."""
+        turns = list(self.turns[index])
+        random.Random(f"{self.seed} {epoch} {index}").shuffle(turns)
+        messages: list[dict[str, Any]] = []
+        spans: list[tuple[int, int]] = []
+        text = ""
+        for number, (prompt, answer) in enumerate(turns):
+            messages.append(user_message(prompt, images=1 - min(number, 1)))
+            asked = self._written(messages, add_generation_prompt=True)
+            messages.append(assistant_message(answer))
+            text = self._written(messages, add_generation_prompt=False)
+            if not text.startswith(asked):
+                raise ValueError("The host's chat template writes a prompt otherwise once it is answered.")
+            spans.append((len(asked), len(text)))
+        parts = cut(self.processor, text)
+        places = [
+            [place for place, (begin, end) in enumerate(parts.offsets) if begin >= start and start < end <= stop]
+            for start, stop in spans
+        ]
+        return parts.before, parts.after, list(filter(None, places))
+
+    def _written(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)

@@ -1,0 +1,211 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_hosts import opened
+
+from sfvlm import SparseFormerModel
+from sfvlm.alignment import FOR_HOST, Objective, Target, align, anchor_targets, answer_divergence
+from sfvlm.bootstrap import BootstrapOptions, bootstrap
+from sfvlm.chat import open_host
+from sfvlm.decode import Photo
+from sfvlm.host_reader import HostReader
+from sfvlm.host_texts import LONGEST_ANSWER, Conversations, Interview, prompts_for, read_prompts
+from sfvlm.images import open_photos
+from sfvlm.inherit import inherit, student_config
+from sfvlm.scenes import render_scene
+from sfvlm.swap import swap
+from sfvlm.targets import TeacherTargets
+from sfvlm.teachers import open_teacher
+from sfvlm.views import Selection, ViewDataset, collate_views, normalize
+
+TURNS = [("Is there a dog in the photo?", "yes"), ("What color is the biggest object?", "a red circle")]
+QUICK: dict[str, Any] = dict(
+    steps=6, batch_size=4, workers=0, held_back=2, eval_every=0, save_every=100, log_every=1, cpu=True, host_turns=2
+)
+
+
+@pytest.fixture(scope="module")
+def llava(hosts: dict[str, Path]) -> Path:
+    return hosts["llava"]
+
+
+def photos_of(folder: Path, count: int = 8) -> Selection:
+    photos = open_photos(folder)
+    return Selection(photos, range(min(count, len(photos))))
+
+
+def test_dense_tokens_are_read_as_the_host_itself_reads_them(llava: Path) -> None:
+    model, processor = opened(llava)
+    reader, teacher = HostReader(model, processor), open_teacher(llava)
+    texts = Conversations(processor, [TURNS], seed=0).batch(torch.tensor([0]), torch.tensor([0]))
+    pixels = torch.randn(1, 3, 56, 56)
+    with torch.no_grad():
+        seen = reader.project(reader.select(teacher.model(pixels).hidden_states, 1))
+        logits = reader.next_token_logits(seen, texts)
+        image = torch.full((16,), processor.image_token_id)
+        ids = torch.cat([texts.before, image, texts.after[0]])[None]
+        whole = model(input_ids=ids, pixel_values=pixels).logits[0]
+    places = len(texts.before) + 16 + texts.place
+    torch.testing.assert_close(logits, whole[places - 1], atol=1e-4, rtol=1e-4)
+
+
+def test_words_that_count_are_the_answers_and_their_ends(llava: Path) -> None:
+    _, processor = opened(llava)
+    texts = Conversations(processor, [TURNS, TURNS[:1]], seed=0).batch(torch.tensor([0, 1]), torch.tensor([0, 0]))
+    tokenizer = processor.tokenizer
+    said = [tokenizer.decode(texts.after[row, texts.place[texts.row == row]]) for row in (0, 1)]
+    assert sorted(part.strip() for part in said[0].split("</s>")) == ["", "a red circle", "yes"]
+    assert said[1].strip() == "yes</s>"
+    assert texts.weight.sum().item() == pytest.approx(3)  # one an answer
+    assert tokenizer.decode(texts.before) == "USER: "
+
+
+def test_turns_change_places_from_epoch_to_epoch(llava: Path) -> None:
+    conversations = Conversations(opened(llava)[1], [TURNS], seed=0)
+    rows = [conversations.batch(torch.tensor([0]), torch.tensor([epoch])).after.tolist() for epoch in range(8)]
+    assert rows == [conversations.batch(torch.tensor([0]), torch.tensor([epoch])).after.tolist() for epoch in range(8)]
+    assert len({json.dumps(row) for row in rows}) == 2
+
+
+@pytest.mark.parametrize("anchor", ["average", "nearest"])
+def test_at_the_full_grid_an_untrained_student_is_told_nothing_new(
+    anchor: Any, llava: Path, photo_folder: Path
+) -> None:
+    model, processor = opened(llava)
+    reader, teacher = HostReader(model, processor), open_teacher(llava)
+    student, _ = inherit(teacher, student_config(teacher.config, num_tokens=16))
+    objective = dataclasses.replace(FOR_HOST, anchor=anchor)
+    targets = TeacherTargets(teacher.model, 16, objective, None, reader)
+    views = ViewDataset(photos_of(photo_folder, 2), 56, training=False, seed=0)
+    batch = collate_views([views[0, 0], views[0, 1]])
+    pixels = normalize(batch["pixels"], teacher.config.image_mean, teacher.config.image_std)
+    target = targets(batch, pixels, Conversations(processor, [TURNS, TURNS], seed=0))
+    with torch.no_grad():
+        total, parts = align(student(pixels, output_hidden_states=True), target, objective, reader)
+        _, fewer = align(student(pixels, 4, output_hidden_states=True), target, objective, reader)
+    assert parts.keys() == {"projected", "answers"}
+    assert total.item() == pytest.approx(0, abs=1e-6)
+    assert fewer["projected"] > 1e-3
+    assert fewer["answers"] > 1e-6
+
+
+def test_divergence_is_that_of_torch_averaged_over_answers(llava: Path) -> None:
+    texts = Conversations(opened(llava)[1], [TURNS], seed=0).batch(torch.tensor([0]), torch.tensor([0]))
+    ours, theirs = torch.randn(2, len(texts.row), 11)
+    each = torch.nn.functional.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True)
+    longer = (texts.weight < texts.weight.max()).nonzero()[:, 0]
+    shorter = (texts.weight == texts.weight.max()).nonzero()[:, 0]
+    expected = (each.sum(-1)[longer].mean() + each.sum(-1)[shorter].mean()) / 2
+    found = answer_divergence(ours, Target(ours, texts=texts, logits=theirs))
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_nearest_anchor_is_a_token_of_the_teacher() -> None:
+    tokens = torch.arange(36.0)[None, :, None]  # 6 x 6
+    assert anchor_targets(tokens, 9, "nearest")[0, :, 0].tolist() == [7, 9, 11, 19, 21, 23, 31, 33, 35]
+    assert anchor_targets(tokens, 9)[0, 0, 0].item() == (0 + 1 + 6 + 7) / 4
+
+
+def interview_of(folder: Path, **changes: Any) -> Interview:
+    host, teacher = open_host(folder, device="cpu"), open_teacher(folder)
+    reader = HostReader(host.model, host.processor)
+    fields: dict[str, Any] = dict(turns=2, seed=0) | changes
+    return Interview(reader, host.processor, host.fingerprint, teacher.model, **fields)
+
+
+def test_answers_are_those_of_the_whole_host(llava: Path, tmp_path: Path) -> None:
+    for index in range(4):  # of the host's own size: no resizing whose rounding could tip a random model
+        render_scene(0, index, 56).image.save(tmp_path / f"{index}.png")
+    photos = photos_of(tmp_path, 4)
+    found = interview_of(llava, turns=3).answers(photos, tmp_path / "answers.jsonl")
+    host = open_host(llava, device="cpu")
+    images = [photos[index].image for index, turns in enumerate(found) for _ in turns]
+    asked = [prompt for turns in found for prompt, _ in turns]
+    assert len(asked) == 12
+    expected = host.answer(images, asked, max_new_tokens=LONGEST_ANSWER)
+    assert [answer for turns in found for _, answer in turns] == expected
+
+
+def test_answers_continue_where_they_stopped(llava: Path, photo_folder: Path, tmp_path: Path) -> None:
+    photos, path = photos_of(photo_folder, 4), tmp_path / "answers.jsonl"
+    whole = interview_of(llava).answers(photos, path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])  # cut short in the third photo
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[str] = []
+        original = Selection.__getitem__
+        patch.setattr(Selection, "__getitem__", lambda self, i: asked.append(self.key(i)) or original(self, i))  # type: ignore[func-returns-value]
+        assert interview_of(llava).answers(photos, path) == whole
+    assert asked == [photos.key(2), photos.key(3)]
+    with pytest.raises(ValueError, match="turns: 2 then, 3 now"):
+        interview_of(llava, turns=3).answers(photos, path)
+
+
+def test_photos_that_bring_prompts_are_asked_those_without_their_answers() -> None:
+    import random
+
+    meta = {"questions": [{"question": "What color is the star?", "answer": "SECRET"}], "qa": [["how many", "SECRET"]]}
+    asked = prompts_for(Photo(None, "a", None, (), meta), 3, random.Random(0))  # type: ignore[arg-type]
+    assert len(asked) == 3
+    assert any("star" in words for words in asked) and any("How many" in w or "how many" in w for w in asked)
+    assert "SECRET" not in str(asked)
+    assert prompts_for(Photo(None, "a", None, (), {}), 3, random.Random(0), ("Only this?",)) == ["Only this?"]  # type: ignore[arg-type]
+
+
+def run(host: Path, photos: Path, out: Path, **changes: Any) -> dict[str, float]:
+    teacher = open_teacher(host)
+    student, report = inherit(teacher, student_config(teacher.config, num_tokens=4), 1)
+    options = BootstrapOptions(**(QUICK | {"objective": FOR_HOST} | changes))
+    return bootstrap(teacher, student, report, open_photos(photos), out, options, host=open_host(host, device="cpu"))
+
+
+def test_a_host_is_kept_and_its_words_come_nearer(llava: Path, photo_folder: Path, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in opened(llava)[0].state_dict().items()}
+    result = run(
+        llava, photo_folder, tmp_path / "out", steps=24, batch_size=8, learning_rate=3e-3, budgets=(4, 9), warmup=0.1
+    )
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["answers"] for line in lines if "answers" in line]
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+    assert 0 <= result["answer_agreement"] <= 1
+    after = opened(llava)[0].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+    tower = SparseFormerModel.from_pretrained(tmp_path / "out")
+    assert tower.config.aligned_layers == [-2]
+    model, processor = opened(llava)
+    swap(model, processor, tower)
+    model, processor = opened(llava)
+    model.config.vision_feature_layer = -1
+    with pytest.raises(ValueError, match=r"reads layer -1 .* aligned at layer -2"):
+        swap(model, processor, tower)
+
+
+def test_the_command_aligns_with_a_host_by_default_objectives(
+    llava: Path, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
+
+    out = tmp_path / "tower"
+    training = BootstrapOptions(**(QUICK | dict(steps=2)))
+    command = BootstrapCommand(host=str(llava), photos=[str(photo_folder)], out=out, num_tokens=4, training=training)
+    bootstrap_command(command)
+    facts = json.loads((out / "bootstrap.json").read_text())
+    assert facts["teacher"] == facts["host"]["source"] == str(llava)
+    assert facts["options"]["objective"]["answers"] == 1.0
+    assert f"swap_llava_tower.py --host {llava} --tower {out}" in capsys.readouterr().out
+
+
+def test_what_needs_a_host_says_so(llava: Path, photo_folder: Path, tmp_path: Path) -> None:
+    teacher = open_teacher(llava)
+    student, report = inherit(teacher, student_config(teacher.config, num_tokens=4), 1)
+    options = BootstrapOptions(**(QUICK | {"objective": Objective(answers=1.0)}))
+    with pytest.raises(ValueError, match="need a host: give --host"):
+        bootstrap(teacher, student, report, open_photos(photo_folder), tmp_path / "out", options)
+    (tmp_path / "prompts.txt").write_text("\n")
+    with pytest.raises(ValueError, match="holds no prompt"):
+        read_prompts(tmp_path / "prompts.txt")
