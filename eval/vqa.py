@@ -4,6 +4,10 @@ Without any file, on rendered scenes that nobody trained on (500 scenes, about 3
 
     python eval/vqa.py --benchmark scenes --model runs/llava runs/llava-49 --out results.json
 
+A host beside itself with other towers, which take its tower's place in memory:
+
+    python eval/vqa.py --benchmark scenes --model runs/llava --tower runs/sf49 runs/sf49@36 reduce:average@49
+
 From photos and what their shards say of them:
 
     python eval/vqa.py --benchmark captions --photos flickr8k-test-000.tar --model ...

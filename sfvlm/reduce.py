@@ -24,7 +24,9 @@ from .configuration import SparseFormerConfig
 from .reduce_methods import METHODS, check_count, method_named
 from .teachers import DenseTransformer, Teacher, open_teacher
 
-__all__ = ["METHODS", "ReducedTower", "ReducedTowerConfig", "reduce", "reduce_host"]
+__all__ = ["METHODS", "REDUCE", "ReducedTower", "ReducedTowerConfig", "reduce", "reduce_host"]
+
+REDUCE = "reduce:"  # in front of a method's name, where a tower is named
 
 
 class ReducedTowerConfig(PreTrainedConfig):

@@ -13,7 +13,7 @@ import torch
 from tiny_hosts import SIDE, photo, tiny_tower
 from torch import nn
 
-from sfvlm.llava_contract import VisionTower
+from sfvlm.llava_contract import VisionTower, check_fit
 from sfvlm.llava_package import main, register, unregister
 from sfvlm.llava_tower import LlavaTower, TowerImageProcessor
 
@@ -240,6 +240,14 @@ def test_the_processor_makes_the_pixels_of_transformers_own(folder: Path) -> Non
     wide = photo(size=(90, 60))
     ours = tower(folder).image_processor([wide], return_tensors="pt")["pixel_values"]
     assert torch.equal(ours, clip([wide], return_tensors="pt")["pixel_values"])
+
+
+def test_a_tower_aligned_at_another_layer_is_refused() -> None:
+    config = tiny_tower().config
+    config.aligned_layers = [-2]
+    check_fit(types.SimpleNamespace(mm_vision_select_layer=1), config)  # of 2 blocks: the state before the last one
+    with pytest.raises(ValueError, match=r"reads layer -1 .* aligned at layer -2"):
+        check_fit(types.SimpleNamespace(mm_vision_select_layer=-1), config)
 
 
 ANYRES = dict(image_aspect_ratio="anyres", image_grid_pinpoints=[[56, 112], [112, 112]])

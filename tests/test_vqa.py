@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tiny_hosts import tiny_tower
 from tiny_llava import tiny_llava
 
 from sfvlm.cli import run
@@ -581,6 +582,22 @@ def test_the_command_measures_hosts_and_continues(hosts: list[str], tmp_path: Pa
     assert sorted(metrics) == sorted(row["metrics"]["accuracy"] for row in content["results"])
 
 
+def test_a_host_is_measured_with_other_towers_in_its_place(hosts: list[str], tmp_path: Path) -> None:
+    tower = tmp_path / "sf"
+    tiny_tower().save_pretrained(tower)
+    out = tmp_path / "results.json"
+    options = ["--benchmark", "scenes", "--photos", "scenes:2:5", "--limit", "4", "--device", "cpu", "--out", str(out)]
+    towers = [str(tower), f"{tower}@4", "reduce:average@4", "reduce:stride@16"]
+    run(vqa_command, VqaCommand, [*options, "--model", hosts[0], "--tower", *towers])
+    rows = json.loads(out.read_text())["results"]
+    assert [row["metrics"]["tokens"] for row in rows] == [16, 49, 4, 4, 16]
+    assert [row["model"] for row in rows] == ["llava", "sf", "sf@4", "reduce:average@4", "reduce:stride@16"]
+    files = {path.name: path.read_text() for path in (tmp_path / "results" / "answers").iterdir()}
+    assert len(files) == 5
+    texts = [[json.loads(line)["text"] for line in text.splitlines()] for _, text in sorted(files.items())]
+    assert texts[0] == texts[2]  # every token of the dense tower is the dense tower
+
+
 def test_ctrl_c_says_how_to_continue(hosts: list[str], tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr("sfvlm.chat.Host.answer", Echo(fails_after=0).answer)
     options = [
@@ -623,6 +640,10 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(hosts: list[str], tmp_
         (["--benchmark", "nothing", "--model", hosts[0]], "There is no benchmark 'nothing'"),
         ([*pope], "Give --model for hosts"),
         ([*pope, "--model", hosts[0], "--shard", "9/8"], "--shard is '9/8'"),
+        ([*pope, "--answers", str(other), "--tower", "sf"], "give the host by --model"),
+        (["--benchmark", "scenes", "--model", hosts[0], "--tower", "reduce:magic@4"], "There is no method 'magic'"),
+        (["--benchmark", "scenes", "--model", hosts[0], "--tower", "reduce:average"], "as in reduce:average@49"),
+        (["--benchmark", "scenes", "--model", hosts[0], "--tower", "sf@many"], "asks for 'many' tokens"),
         (["--benchmark", "gqa", "--rule", "m4c", "--model", hosts[0]], "judged by gqa"),
         ([*pope, "--answers", str(other)], "answers 0 of 1 questions"),
     ):

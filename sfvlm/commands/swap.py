@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..cli import say
-from ..reduce import reduce_host
+from ..reduce import REDUCE, reduce_host
 from ..swap_folders import swap_folder, undo_folder
 from ..zoo import resolve
-
-REDUCE = "reduce:"
 
 
 @dataclass(frozen=True)

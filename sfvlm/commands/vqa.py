@@ -14,7 +14,10 @@ from ..chat import Host, check_host, open_host
 from ..cli import say
 from ..decode import UnreadablePhoto
 from ..images import open_photos
+from ..reduce import REDUCE, reduce_host
+from ..reduce_methods import method_named
 from ..results import Row, short_names, write_results
+from ..swap import swap
 from ..vqa import (
     BENCHMARKS,
     RULES,
@@ -32,6 +35,7 @@ from ..vqa_metrics import Score
 from ..vqa_photos import NamedPhotos, SourcePhotos, TablePhotos, check_photos
 from ..vqa_questions import Question
 from ..vqa_sources import SCENE_TEST_SEED, Negatives, Split
+from ..zoo import resolve
 
 Answered = tuple[str, str, list[str], dict[str, Any]]  # name, source, texts, what is known of the model
 
@@ -46,6 +50,9 @@ class VqaCommand:
     model: list[str] = field(default_factory=list)
     """Hosts, transformers LLaVA, LLaVA-NeXT or LLaVA-OneVision: folders, hub ids or names of the zoo. The others are
     compared with the first."""
+    tower: list[str] = field(default_factory=list)
+    """Towers that take the place of the first host's, in memory: SparseFormer folders or names of the zoo, or reduce:METHOD
+    for the host's own tower with few tokens; behind @ so many image tokens, as in runs/sf49@36 reduce:average@49."""
     questions: list[Path] = field(default_factory=list)
     """LLaVA's question files (JSON lines), or the benchmark's own."""
     annotations: list[Path] = field(default_factory=list)
@@ -117,6 +124,10 @@ def _check(command: VqaCommand) -> Shard | None:
         raise ValueError(f"--out is {command.out}; it must end in .json.")
     if bool(command.model) == bool(command.answers):
         raise ValueError("Give --model for hosts that are asked, or --answers for answers that are there already.")
+    if command.tower and not command.model:
+        raise ValueError("--tower replaces the tower of a host: give the host by --model.")
+    for tower in command.tower:
+        split_tower(tower)
     if (command.shard is not None or command.only_ask) and (command.out is None or command.answers):
         raise ValueError("--shard and --only-ask need --model, and --out for a place to keep the answers.")
     shard = None if command.shard is None else Shard.parse(command.shard)
@@ -163,9 +174,13 @@ def _answered(
     """Each model's answers, one model in memory at a time."""
     for path, name in zip(command.answers, short_names(command.answers), strict=True):
         yield name, str(path), read_answers(path, questions), {}
-    for source, name in zip(command.model, short_names(command.model), strict=True):
-        assert photos is not None
+    if not command.model:
+        return
+    assert photos is not None
+    for source, tower, name in _hosts(command):
         host = open_host(source, dtype=command.dtype, device=command.device, bits=command.bits)
+        if tower is not None:
+            put_tower(host, tower)
         texts = ask(
             host,
             questions,
@@ -175,9 +190,49 @@ def _answered(
             path=_answer_path(command, name, questions, shard),
             model_id=name,
         )
-        yield name, source, texts, _facts(host, questions, photos)
+        yield name, source if tower is None else f"{source} with {tower}", texts, _facts(host, questions, photos)
         del host
         torch.cuda.empty_cache()
+
+
+def _hosts(command: VqaCommand) -> Iterator[tuple[str, str | None, str]]:
+    """Host, tower and name of each model that is asked."""
+    names = short_names([*command.model, *command.tower])
+    sources = [*((source, None) for source in command.model), *((command.model[0], tower) for tower in command.tower)]
+    for (source, tower), name in zip(sources, names, strict=True):
+        yield source, tower, name
+
+
+def put_tower(host: Host, tower: str) -> None:
+    """Swaps an open host's tower for one that is given as TOWER or TOWER@TOKENS.
+
+    Raises:
+        ValueError: There is no such tower, it does not fit, or its number of tokens is none.
+    """
+    name, count = split_tower(tower)
+    if name.startswith(REDUCE):
+        swap(host.model, host.processor, reduce_host(resolve(host.source), name.removeprefix(REDUCE), count))
+    else:
+        swap(host.model, host.processor, name, count)
+
+
+def split_tower(tower: str) -> tuple[str, int | None]:
+    """TOWER@TOKENS in two; None where no number is given.
+
+    Raises:
+        ValueError: There is no such method, zoo name or folder, or its number of tokens is none.
+    """
+    name, mark, number = tower.rpartition("@")
+    if mark and not number.isdecimal():
+        raise ValueError(f"The tower {tower!r} asks for {number!r} tokens; behind @ stands a number, as in {name}@49.")
+    name, count = (name, int(number)) if mark else (tower, None)
+    if name.startswith(REDUCE):
+        method_named(name.removeprefix(REDUCE))
+        if count is None:
+            raise ValueError(f"{tower} has no budget of its own: say how many tokens, as in {tower}@49.")
+    elif not Path(resolve(name)).is_dir():
+        raise ValueError(f"There is no tower {name}: give a SparseFormer folder, a name of the zoo, or reduce:METHOD.")
+    return name, count
 
 
 def _answer_path(command: VqaCommand, name: str, questions: Sequence[Question], shard: Shard | None) -> Path | None:
