@@ -47,7 +47,7 @@ quickstart: setup
 	@echo
 	@echo "Next, with your own photos, CLIP and LLaVA:"
 	@echo "  $(BIN)/python scripts/bootstrap_clip.py --photos /your/photos --out runs/mine --steps 2000"
-	@echo "  $(BIN)/python scripts/bootstrap_clip.py --teacher openai/clip-vit-large-patch14-336 --photos /your/photos --out runs/sf49"
+	@echo "  $(BIN)/python scripts/bootstrap_clip.py --teacher openai/clip-vit-large-patch14-336 --photos /your/photos --out runs/sf49 --steps 20000"
 	@echo "  $(BIN)/python scripts/swap_llava_tower.py --host llava-hf/llava-1.5-7b-hf --tower runs/sf49 --out runs/llava-49"
 
 clean:

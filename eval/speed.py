@@ -1,97 +1,25 @@
-"""Cost of the sparse encoder against the dense one: latency, parameters, MACs, in one process on random weights.
+"""Measures what a LLaVA costs beside its sparse version: time, image tokens, KV cache, parameters, multiply-adds.
 
-    python eval/speed.py --threads 1 --batch-sizes 1 8
+Hosts, part by part (photos to tensors, encode, prefill, first token, each further token), the first one dense:
 
-Both sides run interleaved at the same dtype and thread count; the medians and their ratio are what to read. On two cores of a
-2.5 GHz Xeon with one thread it takes about five minutes.
+    python eval/speed.py --host runs/llava runs/llava-49 --photos photos --new-tokens 32 --batch-sizes 1 8 --out speed.json
+
+The sizes of LLaVA-1.5-7B with random weights, on a GPU of 24 GB or more (no checkpoint is read):
+
+    python eval/speed.py --shape 7b --batch-sizes 1 8 --out speed-7b.json
+
+Encoders alone, CLIP ViT-L/14-336 against the preset sparseformer-clip-large, random weights; on two cores of a 2.5 GHz
+Xeon with one thread it takes about five minutes:
+
+    python eval/speed.py --threads 1
+
+All sides run in one process, in turns, on inputs that change from turn to turn, after a warm-up, at the same dtype and
+thread count; the device has finished before a clock is read. The medians and their ratios are what to read: the times
+themselves belong to the machine, which the JSON file names.
 """
 
-import json
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
-import torch
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-from sfvlm import SparseFormerModel, preset
-from sfvlm.cli import run, say
-from sfvlm.controls import macs
-from sfvlm.files import write_text
-
-
-@dataclass(frozen=True)
-class SpeedCommand:
-    """Time the CLIP-large preset (64 tokens with the class token, 224 px) against CLIP ViT-L/14-336 (577 tokens)."""
-
-    batch_sizes: tuple[int, ...] = (1, 8)
-    """Photos at once."""
-    threads: int = 1
-    """CPU threads."""
-    repeats: int = 5
-    """Timed runs of each side."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of both sides."""
-    out: Path | None = None
-    """Also write JSON there."""
-
-
-def dense_clip_large() -> torch.nn.Module:
-    """openai/clip-vit-large-patch14-336's vision tower with random weights, on fused attention."""
-    config = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-        patch_size=14, projection_dim=768, hidden_act="quick_gelu",
-    )  # fmt: skip
-    config._attn_implementation = "sdpa"
-    return CLIPVisionModelWithProjection(config).eval()
-
-
-def interleaved(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run of each action, taken in turns after one warm-up each."""
-    seconds: dict[str, list[float]] = {name: [] for name in actions}
-    for action in actions.values():
-        action()
-    for _ in range(repeats):
-        for name, action in actions.items():
-            start = time.perf_counter()
-            action()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-@torch.inference_mode()
-def measure(command: SpeedCommand) -> None:
-    """Times both sides at every batch size and prints a table."""
-    torch.set_num_threads(command.threads)
-    dtype = getattr(torch, command.dtype)
-    dense, sparse = dense_clip_large().to(dtype), SparseFormerModel(preset("sparseformer-clip-large")).eval().to(dtype)
-    sides = {"CLIP ViT-L/14-336": (dense, 336), "sparseformer-clip-large": (sparse, 224)}
-    rows = []
-    for name, (model, size) in sides.items():
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        rows.append({"model": name, "parameters": parameters, "macs": macs(model.float(), size)})
-        model.to(dtype)
-        say(f"{name:<26}{parameters / 1e6:8.1f} M parameters {rows[-1]['macs'] / 1e9:8.2f} GMACs")
-    for batch in command.batch_sizes:
-        pixels = {name: torch.randn(batch, 3, size, size, dtype=dtype) for name, (_, size) in sides.items()}
-        actions = {name: (lambda model=model, photos=pixels[name]: model(photos)) for name, (model, _) in sides.items()}
-        medians = {}
-        for row, (name, seconds) in zip(rows, interleaved(actions, command.repeats).items(), strict=True):
-            medians[name] = statistics.median(seconds)
-            row[f"seconds_batch_{batch}"] = seconds
-            say(
-                f"batch {batch:<3} {name:<26}{medians[name] * 1000:9.0f} ms  ({min(seconds) * 1000:.0f} ... {max(seconds) * 1000:.0f})"
-            )
-        dense_name, sparse_name = sides
-        say(f"batch {batch:<3} ratio {medians[dense_name] / medians[sparse_name]:.1f} x")
-    if command.out:
-        write_text(
-            command.out, json.dumps({"threads": command.threads, "dtype": command.dtype, "rows": rows}, indent=1)
-        )
-
+from sfvlm.cli import run
+from sfvlm.commands.speed import SpeedCommand, speed_command
 
 if __name__ == "__main__":
-    run(measure, SpeedCommand)
+    run(speed_command, SpeedCommand)

@@ -79,7 +79,7 @@ class Host:
 
     def image_tokens(self, image: Image.Image) -> int:
         """Tokens the LLM reads for this photo."""
-        return self._image_tokens(self._encode([[user_message("", 1)]], [[image]]))
+        return self._image_tokens(self.encode([[user_message("", 1)]], [[image]]))
 
     def answer(
         self, images: Sequence[Image.Image | None], prompts: Sequence[str], *, max_new_tokens: int = 64
@@ -103,7 +103,7 @@ class Host:
         """
         if not conversations:
             return []
-        inputs = self._encode(conversations, images)
+        inputs = self.encode(conversations, images)
         with self._lock:
             output = self.model.generate(**inputs, **GREEDY, max_new_tokens=max_new_tokens)
         new = output[:, inputs["input_ids"].shape[1] :]
@@ -134,7 +134,7 @@ class Host:
         """
         started = time.perf_counter()
         sampling = GREEDY if temperature <= 0 else dict(do_sample=True, temperature=temperature, top_p=top_p)
-        inputs = self._encode([messages], [images])
+        inputs = self.encode([messages], [images])
         facts = dict(
             tokens_per_image=self._image_tokens(inputs) / max(len(images), 1),
             prompt_tokens=inputs["input_ids"].shape[1],
@@ -144,7 +144,7 @@ class Host:
             self.model, self.processor, self._lock, inputs, settings, stop or threading.Event(), started, facts
         )
 
-    def _encode(
+    def encode(
         self, conversations: Sequence[Sequence[Message]], images: Sequence[Sequence[Image.Image]]
     ) -> dict[str, Tensor]:
         """Tensors for `generate`, padded on the left: input_ids (B, T), attention_mask, pixel_values, ..."""

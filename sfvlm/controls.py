@@ -8,6 +8,7 @@ Shapes: B batch, N tokens (class token included), D width, h x w patches.
 
 import copy
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -255,13 +256,24 @@ def macs(module: nn.Module, image_size: int) -> int:
     a kernel.
     """
     parameter = next(module.parameters())
+    shape = (3, image_size, image_size)
+    return macs_a_photo(
+        lambda photos: module(torch.zeros(photos, *shape, device=parameter.device, dtype=parameter.dtype))
+    )
 
-    def flops(batch: int) -> int:
-        pixels = torch.zeros(batch, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
+
+def macs_a_photo(run: Callable[[int], object]) -> int:
+    """Multiply-adds that one more photo costs, from running one and two of them; `macs` says what counts.
+
+    Args:
+        run: Runs so many photos.
+    """
+
+    def flops(photos: int) -> int:
         # Plain attention is made of products that the counter knows; not all fused kernels are in older releases of
         # torch. And without gradients the counter stumbles over views of parameters that a module returns.
         with torch.enable_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            module(pixels)
+            run(photos)
         return counter.get_total_flops()
 
     return (flops(2) - flops(1)) // 2

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .configuration import CLIP_MEAN, CLIP_STD, SparseFormerConfig
 from .teacher_tables import OPEN_CLIP, TIMM, TRANSFORMERS, rename
+from .zoo import hub_folder
 
 
 def read_teacher(source: str, local_files_only: bool) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
@@ -187,18 +188,7 @@ def _model_folder(source: str, local_files_only: bool) -> Path:
         raise ValueError(
             f"{source} is a file; a bare weights file does not say what it is: write timm:NAME:{source} or open_clip:NAME:{source}."
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(source, allow_patterns=["*.json", "*.safetensors"], local_files_only=local_files_only)
-        )
-    except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"{source!r} is neither a folder nor a model that can be downloaded or found in the cache "
-            f"({type(error).__name__}); offline, give the path of a local folder."
-        ) from error
+    return hub_folder(source, local_files_only=local_files_only)
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:

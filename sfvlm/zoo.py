@@ -114,6 +114,35 @@ def resolve(name_or_path: str | Path) -> Path | str:
     return _release_folder(name, entry) if entry.kind == "release" else entry.source
 
 
+def folder_of(name: str | Path) -> Path:
+    """The folder of a model given by path, hub id or name of the zoo; downloaded where it must be.
+
+    Raises:
+        ValueError: It can be neither found nor downloaded.
+    """
+    found = resolve(name)
+    return Path(found) if Path(found).is_dir() else hub_folder(str(found))
+
+
+def hub_folder(source: str, *, local_files_only: bool = False) -> Path:
+    """Downloads a transformers model, or finds it in the cache: configuration, tokenizer, processor, safetensors.
+
+    Raises:
+        ValueError: It can be neither downloaded nor found.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    files = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(source, allow_patterns=files, local_files_only=local_files_only))
+    except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"{source!r} is neither a folder nor a model that can be downloaded or found in the cache "
+            f"({type(error).__name__}); offline, give the path of a local folder."
+        ) from error
+
+
 def shipped() -> dict[str, int]:
     """Names of the shipped models that this installation has, and their sizes in bytes as stored."""
     names = [name for name, entry in ZOO.items() if entry.kind == "shipped" and (WEIGHTS / name).is_dir()]

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from transformers import CLIPModel, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from sfvlm.decode import Photo
+from sfvlm.files import replacing
 from sfvlm.views import EpochSampler, Selection, evaluation_view, normalize
 
 from .clip import HALF
@@ -85,9 +86,7 @@ def build_llava(options: LlavaOptions) -> Path:
     photos = Data(options.data).training_photos(TALKED_OF, options.scenes, LLAVA_SCENES)
     clip: Any = CLIPModel.from_pretrained(options.clip, dtype=torch.float32)
     tokens, said = photo_tokens(clip, photos, options, device)
-    drawn = (photo_turns(photo, IMAGENETTE, random.Random(f"tokenizer {n}"), most=20) for n, photo in enumerate(said))
-    texts = [f"USER: {question} ASSISTANT: {answer}" for turns in drawn for question, answer in turns]
-    tokenizer = train_tokenizer(texts, options.vocabulary)
+    tokenizer = _tokenizer(said, options)
     some = torch.from_numpy(tokens[:: max(1, len(tokens) // 256)].astype(np.float32)).flatten(0, 1)
     llava = new_llava(clip, tokenizer, some.mean(0), some.std(0))
     learner = LlavaLearner(llava, tokenizer).to(device)
@@ -114,6 +113,17 @@ def build_llava(options: LlavaOptions) -> Path:
     llava.half().float().save_pretrained(folder)  # as it will be shipped
     new_processor(tokenizer, clip.config.vision_config.patch_size).save_pretrained(folder)
     return folder
+
+
+def _tokenizer(said: list[Photo], options: LlavaOptions) -> Any:
+    """Trained on what will be asked and answered; a run that continues keeps its own."""
+    folder = options.out / "tokenizer"
+    if not folder.exists():
+        drawn = (photo_turns(photo, IMAGENETTE, random.Random(f"words {n}"), most=20) for n, photo in enumerate(said))
+        texts = [f"USER: {question} ASSISTANT: {answer}" for turns in drawn for question, answer in turns]
+        with replacing(folder) as temporary:
+            train_tokenizer(texts, options.vocabulary).save_pretrained(temporary)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def _repeats(photo: Photo) -> int:

@@ -35,6 +35,11 @@ COCO_NAMES = (
     "chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, "
     "toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush"
 ).split(", ")
+ORDERS = {
+    "left to right": lambda item: item.center[0],
+    "top to bottom": lambda item: item.center[1],
+    "the biggest to the smallest": lambda item: (item.box[0] - item.box[2]) * (item.box[3] - item.box[1]),
+}
 # Words of captions that show a thing though they do not name it.
 SAYS = {
     "person": "person people man men woman women boy boys girl girls child children kid kids lady guy player players".split(),
@@ -121,8 +126,15 @@ def scene_turns(photo: Photo, generator: random.Random, draws: int, most: int = 
         asked |= {item.question: item.answer for item in drawn}
     caption = max(photo.captions, key=len) if generator.random() < 0.5 else generator.choice(photo.captions)
     turns = [*asked.items(), (generator.choice(CAPTION_PROMPTS), caption)]
+    turns += [list_objects(objects, order) for order in generator.sample(sorted(ORDERS), min(2, draws - 1))]
     generator.shuffle(turns)
     return [(_styled(question, answer, generator), answer) for question, answer in turns[:most]]
+
+
+def list_objects(objects: Sequence[SceneObject], order: str) -> Turn:
+    """All objects in one answer; the order says which comes next, so that every word of it can be learned."""
+    named = [f"{item.name} {item.text}" if item.text else item.name for item in sorted(objects, key=ORDERS[order])]
+    return f"List the objects from {order}.", ", ".join(named)
 
 
 def photo_turns(photo: Photo, class_names: Sequence[str], generator: random.Random, most: int = 10) -> list[Turn]:
@@ -206,5 +218,5 @@ def _question(text: str) -> str:
 
 
 def _styled(question: str, answer: str, generator: random.Random) -> str:
-    short = len(answer.split()) <= 3 and question not in CAPTION_PROMPTS
+    short = len(answer.split()) <= 3 and question not in CAPTION_PROMPTS and not question.startswith("List")
     return question + SHORT_ANSWER if short and generator.random() < 0.3 else question

@@ -17,6 +17,11 @@ from ..inherit import inherit, student_config
 from ..teachers import open_teacher
 
 
+def _first_run() -> BootstrapOptions:
+    """Minutes on two cores: what a first run without arguments should take. Real ones ask for thousands of steps."""
+    return BootstrapOptions(steps=200)
+
+
 @dataclass(frozen=True)
 class BootstrapCommand:
     """Bootstrap a SparseFormer from a pretrained vision transformer and unlabelled photos."""
@@ -49,7 +54,7 @@ class BootstrapCommand:
     """Side of the student's photos in pixels; default the teacher's."""
     resume: bool = False
     """Continue the run in OUT from its newest checkpoint."""
-    training: Annotated[BootstrapOptions, tyro.conf.arg(name="")] = field(default_factory=BootstrapOptions)
+    training: Annotated[BootstrapOptions, tyro.conf.arg(name="")] = field(default_factory=_first_run)
 
 
 def bootstrap_command(command: BootstrapCommand) -> None:

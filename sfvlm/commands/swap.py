@@ -6,7 +6,7 @@ from pathlib import Path
 from ..cli import say
 from ..reduce import REDUCE, reduce_host
 from ..swap_folders import swap_folder, undo_folder
-from ..zoo import resolve
+from ..zoo import folder_of, resolve
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def swap_command(command: SwapCommand) -> None:
             f"Wrote {command.out}: the dense host of {tokens['before']} tokens a {tokens['of_each']} again, bit for bit."
         )
         return
-    host, num_tokens = host_folder(command.host), command.num_tokens
+    host, num_tokens = folder_of(command.host), command.num_tokens
     if command.tower.startswith(REDUCE):
         tower = reduce_host(host, command.tower.removeprefix(REDUCE), num_tokens)
     else:
@@ -48,23 +48,3 @@ def swap_command(command: SwapCommand) -> None:
             f"{part.replace('_', ' ')}: {facts['tensors']} tensors, sha256 {facts['sha256_after'][:16]} before and after."
         )
     say(f"Wrote {command.out}. After `import sfvlm`, transformers' own from_pretrained opens it.")
-
-
-def host_folder(name: str) -> Path:
-    """The folder of a host given by path, hub id or name of the zoo; downloaded where it must be.
-
-    Raises:
-        ValueError: It can be neither found nor downloaded.
-    """
-    found = resolve(name)
-    if Path(found).is_dir():
-        return Path(found)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(found), ignore_patterns=["*.bin", "*.pth", "*.pt", "*.h5", "*.msgpack"]))
-    except Exception as error:  # of a bad name, a missing model, a closed one, no network: many kinds
-        raise ValueError(
-            f"The host {name!r} is neither a folder nor a model that can be downloaded ({type(error).__name__}); offline, "
-            "give the path of a local folder."
-        ) from error

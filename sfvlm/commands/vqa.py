@@ -35,7 +35,7 @@ from ..vqa_metrics import Score
 from ..vqa_photos import NamedPhotos, SourcePhotos, TablePhotos, check_photos
 from ..vqa_questions import Question
 from ..vqa_sources import SCENE_TEST_SEED, Negatives, Split
-from ..zoo import resolve
+from ..zoo import folder_of, resolve
 
 Answered = tuple[str, str, list[str], dict[str, Any]]  # name, source, texts, what is known of the model
 
@@ -211,7 +211,7 @@ def put_tower(host: Host, tower: str) -> None:
     """
     name, count = split_tower(tower)
     if name.startswith(REDUCE):
-        swap(host.model, host.processor, reduce_host(resolve(host.source), name.removeprefix(REDUCE), count))
+        swap(host.model, host.processor, reduce_host(folder_of(host.source), name.removeprefix(REDUCE), count))
     else:
         swap(host.model, host.processor, name, count)
 
