@@ -245,7 +245,9 @@ def check_host(source: str | Path) -> Path | str:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"No host can be opened from {source}: {reason}") from error
     if "mm_vision_tower" in config:
-        raise ValueError(f"{source} has the original llava package's layout: convert it into transformers' first.")
+        raise ValueError(
+            f"{source} has the original llava package's layout: convert it first (sfvlm convert --checkpoint {source} --out DIR)."
+        )
     if config.get("model_type") not in HOSTS:
         raise ValueError(
             f"{source} is no host: its config.json says {config.get('model_type')!r}, not {', '.join(HOSTS)}."

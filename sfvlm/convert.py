@@ -42,6 +42,7 @@ from .convert_prompt import Prompt, add_image_token, choose_prompt, fit_template
 from .convert_weights import (
     TOWER_IN_CHECKPOINT,
     Renamed,
+    Shapes,
     ShardWriter,
     check_complete,
     expected_shapes,
@@ -95,19 +96,19 @@ def convert_original(
     embedding = read_one(weights, EMBEDDING)
     rows = _rows(len(embedding), len(tokenizer))
     config = host_config(original, vision, image_token, rows, embedding.dtype)
-    own = rename_checkpoint(weights, config)
-    sources = [(weights, own)]
+    shapes = expected_shapes(config)
+    sources = [(weights, rename_checkpoint(weights, config, shapes))]
     if not any(name.startswith(TOWER_IN_CHECKPOINT) for name in weights.where):
         tower_weights = open_checkpoint(tower)
-        sources.append((tower_weights, rename_tower(tower_weights, config)))
+        sources.append((tower_weights, rename_tower(tower_weights, shapes)))
     made = _made(original)
-    check_complete((renamed for _, renamed in sources), made, config)
+    check_complete((renamed for _, renamed in sources), made, shapes)
     generation, generation_left_out = _generation(folder, original, tokenizer)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         temporary.mkdir()
-        _write_weights(sources, made, config, rows - len(embedding), temporary)
+        _write_weights(sources, made, shapes, config, rows - len(embedding), temporary)
         config.architectures = [_architecture(original)]
         config.save_pretrained(temporary)
         generation.save_pretrained(temporary)
@@ -122,7 +123,7 @@ def convert_original(
                 "weights": "the tower's folder" if len(sources) == 2 else "the checkpoint",
             },
             "tensors": {
-                "written": len(expected_shapes(config)),
+                "written": len(shapes),
                 "made": made,
                 "dropped": {name: reason for _, renamed in sources for name, reason in renamed.dropped.items()},
             },
@@ -221,10 +222,15 @@ def _made(original: Original) -> dict[str, str]:
 
 
 def _write_weights(
-    sources: list[tuple[WeightFiles, Renamed]], made: dict[str, str], config: Any, new_rows: int, out: Path
+    sources: list[tuple[WeightFiles, Renamed]],
+    made: dict[str, str],
+    shapes: Shapes,
+    config: Any,
+    new_rows: int,
+    out: Path,
 ) -> None:
     """Writes all tensors, file by file."""
-    writer = ShardWriter(out, expected_shapes(config))
+    writer = ShardWriter(out, shapes)
     for weights, renamed in sources:
         for file in weights.files:
             names = [name for name in renamed.names if weights.where[name] == file]

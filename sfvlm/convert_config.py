@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers import (
@@ -137,7 +137,7 @@ def host_config(
     depth = vision.num_hidden_layers
     if not -depth - 1 <= original.layer <= depth:
         raise ValueError(f"The checkpoint reads layer {original.layer} of its tower, which has {depth} blocks.")
-    side = vision.image_size
+    side, patch = cast(int, vision.image_size), cast(int, vision.patch_size)  # CLIP's photos and patches are square
     if broken := [size for size in original.pinpoints if size[0] % side or size[1] % side]:
         raise ValueError(f"The checkpoint's grid {list(broken[0])} is no multiple of its tower's {side} pixels.")
     text = original.text.to_dict() | {"vocab_size": rows}
@@ -146,7 +146,7 @@ def host_config(
         vision_config=vision.to_dict(),
         text_config=text,
         image_token_index=image_token,
-        image_seq_length=(side // vision.patch_size) ** 2 + (original.strategy == "full"),
+        image_seq_length=(side // patch) ** 2 + (original.strategy == "full"),
         projector_hidden_act="gelu" if original.projector == "mlp2x_gelu" else "linear",
         vision_feature_layer=original.layer,
         vision_feature_select_strategy=original.strategy,
@@ -204,7 +204,7 @@ def _tiles(folder: Path, fields: dict[str, Any]) -> tuple[Literal["llava", "llav
         )
     pinpoints = fields.get("image_grid_pinpoints")
     try:
-        pairs = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints
+        pairs: Any = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints
         return "llava_next", tuple((int(height), int(width)) for width, height in pairs)
     except (ValueError, SyntaxError, TypeError) as error:
         raise ValueError(f"{folder} has image_grid_pinpoints {pinpoints!r}, which is no list of sizes.") from error

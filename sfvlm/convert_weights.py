@@ -17,6 +17,7 @@ from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalG
 
 from .swap_weights import INDEX, WeightFiles, open_weights, read_tensors
 
+Shapes = dict[str, tuple[int, ...]]  # of every tensor of transformers' model, by its name as written
 SHARD_BYTES = 5_000_000_000
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 TOWER_IN_CHECKPOINT = "model.vision_tower.vision_tower."
@@ -108,7 +109,7 @@ def read_one(weights: WeightFiles, name: str) -> Tensor:
     return next(stream(weights, weights.where[name], [name]))[1]
 
 
-def rename_checkpoint(weights: WeightFiles, config: PreTrainedConfig) -> Renamed:
+def rename_checkpoint(weights: WeightFiles, config: PreTrainedConfig, shapes: Shapes) -> Renamed:
     """The checkpoint's own tensors: language model, projector, newline, and the tower where it holds one.
 
     Raises:
@@ -121,10 +122,10 @@ def rename_checkpoint(weights: WeightFiles, config: PreTrainedConfig) -> Renamed
         if not torch.equal(read_one(weights, "lm_head.weight"), read_one(weights, "model.embed_tokens.weight")):
             raise ValueError("config.json ties lm_head to the embedding, but the checkpoint's two tensors differ.")
         dropped["lm_head.weight"] = "tied to the embedding"
-    return _renamed(weights, NAMES, dropped, config)
+    return _renamed(weights, NAMES, dropped, shapes)
 
 
-def rename_tower(weights: WeightFiles, config: PreTrainedConfig) -> Renamed:
+def rename_tower(weights: WeightFiles, shapes: Shapes) -> Renamed:
     """The tensors of a tower's own folder, which may be a whole CLIP.
 
     Raises:
@@ -135,10 +136,10 @@ def rename_tower(weights: WeightFiles, config: PreTrainedConfig) -> Renamed:
         for beginning, reason in DROPPED_OF_CLIP.items():
             if name.startswith(beginning):
                 dropped[name] = reason
-    return _renamed(weights, TOWER_NAMES, dropped, config)
+    return _renamed(weights, TOWER_NAMES, dropped, shapes)
 
 
-def expected_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: PreTrainedConfig) -> Shapes:
     """Name as written -> shape, of every tensor that transformers' model of this configuration has."""
     kind = LlavaNextForConditionalGeneration if config.model_type == "llava_next" else LlavaForConditionalGeneration
     with torch.device("meta"):
@@ -149,11 +150,11 @@ def expected_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_complete(sources: Iterable[Renamed], made: Iterable[str], config: PreTrainedConfig) -> None:
+def check_complete(sources: Iterable[Renamed], made: Iterable[str], shapes: Shapes) -> None:
     """Raises ValueError unless every tensor of transformers' model comes once, from a source or made."""
     found = Counter([*made, *(new for renamed in sources for new in renamed.names.values())])
     for problem, names in (
-        ("lacks", sorted(expected_shapes(config).keys() - found.keys())),
+        ("lacks", sorted(shapes.keys() - found.keys())),
         ("holds twice", sorted(name for name, count in found.items() if count > 1)),
     ):
         if names:
@@ -171,7 +172,7 @@ class ShardWriter:
         shapes: What is to be written: name -> shape.
     """
 
-    def __init__(self, folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    def __init__(self, folder: Path, shapes: Shapes) -> None:
         self._folder, self._shapes = folder, shapes
         self._tensors: dict[str, Tensor] = {}
         self._parts: list[list[str]] = []
@@ -221,11 +222,10 @@ def _computed(weights: WeightFiles) -> dict[str, str]:
 
 
 def _renamed(
-    weights: WeightFiles, table: tuple[tuple[str, str], ...], dropped: dict[str, str], config: PreTrainedConfig
+    weights: WeightFiles, table: tuple[tuple[str, str], ...], dropped: dict[str, str], shapes: Shapes
 ) -> Renamed:
-    expected = expected_shapes(config)
     names = {name: _written(name, table) for name in weights.where if name not in dropped}
-    if unknown := sorted(name for name, new in names.items() if new not in expected):
+    if unknown := sorted(name for name, new in names.items() if new not in shapes):
         raise ValueError(
             f"{weights.files[0].parent} holds {len(unknown)} tensors that are unknown or not of the model that config.json "
             f"describes: {', '.join(unknown[:4])}{' ...' if len(unknown) > 4 else ''}."

@@ -118,7 +118,9 @@ def _open_host(folder: Path) -> tuple[Any, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}.") from error
     if "mm_vision_tower" in described:
-        raise ValueError(f"{folder} is in the original llava package's layout: convert it into transformers' first.")
+        raise ValueError(
+            f"{folder} is in the original llava package's layout: convert it first (sfvlm convert --checkpoint {folder} --out DIR)."
+        )
     quantised = (described.get("quantization_config") or {}).get("quant_method", "bitsandbytes")
     if quantised != "bitsandbytes":
         raise ValueError(f"{folder} is quantised by {quantised!r}: swap the host it was made from, and quantise after.")

@@ -38,7 +38,14 @@ def test_the_python_on_the_first_screen_runs(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize(
     "script",
-    ["scripts/bootstrap_clip.py", "scripts/swap_llava_tower.py", "eval/zeroshot.py", "eval/vqa.py", "eval/speed.py"],
+    [
+        "scripts/bootstrap_clip.py",
+        "scripts/swap_llava_tower.py",
+        "scripts/convert_llava.py",
+        "eval/zeroshot.py",
+        "eval/vqa.py",
+        "eval/speed.py",
+    ],
 )
 def test_scripts_explain_themselves_and_know_the_readmes_flags(script: str) -> None:
     done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
