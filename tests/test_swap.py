@@ -357,8 +357,10 @@ def test_other_misfits_are_refused(hosts: dict[str, Path]) -> None:
     model, processor = opened(hosts["llava"])
     with pytest.raises(ValueError, match="num_tokens is 0"):
         swap(model, processor, tiny_tower(), 0)
-    with pytest.raises(ValueError, match="this is a PosixPath: open a folder first"):
-        swap(model, processor, Path("tower"))
+    with pytest.raises(ValueError, match="this is a dict: open a folder first"):
+        swap(model, processor, {})
+    with pytest.raises(ValueError, match="nowhere is no SparseFormer folder"):
+        swap(model, processor, Path("runs/nowhere"))
     with pytest.raises(ValueError, match="Linear is no tower: its configuration lacks hidden_size"):
         swap(model, processor, torch.nn.Linear(2, 2))
     swap(model, processor, tiny_tower())

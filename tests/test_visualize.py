@@ -69,4 +69,4 @@ def test_the_command_line_draws_and_names_what_is_unknown(tmp_path: Path, capsys
     with pytest.raises(SystemExit) as stopped:
         main(["dance"])
     assert stopped.value.code == 2
-    assert "bootstrap, zeroshot, swap, vqa, boxes, zoo" in capsys.readouterr().err
+    assert "bootstrap, zeroshot, swap, vqa, convert, speed, boxes, zoo" in capsys.readouterr().err

@@ -144,10 +144,10 @@ def photo_turns(photo: Photo, class_names: Sequence[str], generator: random.Rand
         photo: From one of the training sources.
         class_names: Label -> name, for photos with a label.
         generator: Decides which.
-        most: Turns at most.
+        most: Turns at most; twice as many about a scene, of which more can be asked.
     """
     if "objects" in photo.meta:
-        return scene_turns(photo, generator, draws=2, most=most)
+        return scene_turns(photo, generator, draws=3, most=2 * most)
     turns: list[Turn] = []
     if photo.label is not None:
         name = class_names[photo.label]
