@@ -165,8 +165,9 @@ def _check_fit(host: HostFacts, tower: TowerConfig) -> None:
             f"The host reads layer -{deepest} of its tower's {host.depth} blocks, and the new tower has only "
             f"{tower.num_hidden_layers} blocks."
         )
-    if hasattr(tower, "check_layers"):  # a tower whose tokens were chosen for one layer
-        tower.check_layers(host.layers)
+    check_layers = getattr(tower, "check_layers", None)
+    if check_layers is not None:  # a tower whose tokens were chosen for one layer
+        check_layers(host.layers)
     aligned = getattr(tower, "aligned_layers", None)
     if aligned is not None and tuple(aligned) != host.layers:
         raise ValueError(
