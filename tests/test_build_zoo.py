@@ -29,7 +29,8 @@ from zoo.clip_model import new_clip  # noqa: E402
 from zoo.clip_model import train_tokenizer as train_clip_tokenizer  # noqa: E402
 from zoo.llava import Conversations, LlavaLearner, LlavaOptions, _collate, build_llava  # noqa: E402
 from zoo.llava_model import new_llava, new_processor, train_tokenizer  # noqa: E402
-from zoo.questions import CAPTION_PROMPTS, COCO_NAMES, existence_turns, photo_turns  # noqa: E402
+from zoo.patch_words import NO_WORD, object_words, word_loss  # noqa: E402
+from zoo.questions import CAPTION_PROMPTS, COCO_NAMES, existence_turns, photo_turns, scene_facts  # noqa: E402
 from zoo.sources import IMAGENETTE, PHOTOS, TALKED_OF, Data  # noqa: E402
 
 sys.path.remove(SCRIPTS)
@@ -133,6 +134,45 @@ def test_a_photo_without_labels_boxes_or_captions_gives_no_turns():
     assert len(said) > 5 and set(said) - set(exists) <= truth
 
 
+def test_facts_about_a_scene_have_one_answer_each():
+    from sfvlm.decode import Photo
+
+    for number in range(40):
+        scene = render_scene(3, number)
+        facts = scene_facts(Photo(scene.image, "x", None, scene.captions, scene.to_meta()), random.Random(number))
+        assert len({said for said, _ in facts}) == len(facts)
+        colors = dict(fact for fact in facts if "has color" in fact[0])
+        for item in scene.objects:
+            assert colors.get(f"The {item.shape} has color", item.color) == item.color
+
+
+def test_patches_get_the_words_of_the_object_in_front_however_small_it_is():
+    names = ["large", "red", "square", "left", "right", "top", "bottom", "small", "blue", "letter", "x"]
+
+    def ids_of(text: str) -> list[int]:
+        return [names.index(text.strip())]
+
+    behind = {"shape": "square", "color": "red", "size": "large", "box": (0.0, 0.0, 0.9, 0.6), "text": None}
+    before = {"shape": "letter", "color": "blue", "size": "small", "box": (0.60, 0.30, 0.62, 0.32), "text": "X"}
+    words = object_words([before, behind], 16, ids_of).reshape(4, 4, 6)
+    read = [[[names[i] for i in patch if i != NO_WORD] for patch in row] for row in words.tolist()]
+    assert read[0][0] == ["large", "red", "square", "left", "top"]
+    assert read[1][2] == ["small", "blue", "letter", "right", "top", "x"]
+    assert read[3][0] == []
+    assert sum(bool(patch) for row in read for patch in row) == 8  # the lower half is empty
+    assert (object_words([], 16, ids_of) == NO_WORD).all()
+
+
+def test_word_loss_is_least_where_a_patch_says_its_words_and_no_others():
+    table = torch.eye(8)
+    words = torch.tensor([[[1, 2, NO_WORD], [NO_WORD] * 3]])
+    says = torch.stack([table[1] + table[2], table[5]])[None]
+    wrong = torch.stack([table[1] + table[3], table[5]])[None]
+    assert word_loss(says, words, table) < word_loss(wrong, words, table)
+    torch.testing.assert_close(word_loss(100 * says, words, table), word_loss(says, words, table))
+    assert word_loss(says, torch.full_like(words, NO_WORD), table) == 0
+
+
 @pytest.fixture(scope="module")
 def untrained() -> tuple[LlavaForConditionalGeneration, object]:
     from transformers import CLIPConfig
@@ -166,12 +206,12 @@ def test_turns_that_share_a_photo_are_learned_as_if_each_stood_alone(untrained):
     llava, tokenizer = untrained
     learner = LlavaLearner(llava, tokenizer)
     examples = Conversations(np.zeros((1, 16, 32), np.float16), [], [], lambda photo, generator: [], tokenizer, 0)
-    tokens = torch.randn(16, 32)
+    seen = {"tokens": torch.randn(16, 32), "words": torch.full((16, 6), NO_WORD)}
     names = ("ids", "labels", "turn", "positions", "weights")
 
     def item(turns: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
         laid = examples._lay_out(turns, together=False)
-        return {name: torch.tensor(values) for name, values in zip(names, laid, strict=True)} | {"tokens": tokens}
+        return {name: torch.tensor(values) for name, values in zip(names, laid, strict=True)} | seen
 
     turns = [("What color is it?", "red"), ("And the size?", "small one"), ("Dogs?", "two dogs run")]
     packed = learner.loss(_collate([item(turns)], tokenizer.pad_token_id))["answers"]
@@ -192,7 +232,7 @@ def test_both_recipes_run_resume_and_give_folders_that_transformers_opens(shards
     assert model.config.vision_config.num_hidden_layers == 12
     assert AutoTokenizer.from_pretrained(folder)("a dog")["input_ids"]
 
-    steps = dict.fromkeys((f"{stage}_steps" for stage in ("language", "projector", "look", "scene", "both")), 1)
+    steps = dict.fromkeys((f"{stage}_steps" for stage in ("projector", "facts", "scene", "both")), 1)
     llava = dict(clip=folder, out=tmp_path / "llava", batch=4, vocabulary=600, **steps, **small)
     folder = build_llava(LlavaOptions(**llava))
     host = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)

@@ -34,7 +34,7 @@ from sfvlm.views import EpochSampler, Selection, evaluation_view, normalize, tra
 from .clip_model import image_processor, new_clip, train_tokenizer
 from .llava_model import LAYER
 from .loop import Stage, train
-from .sources import PHOTOS, VISION_TRANSFORMER, Data, fingerprint, scenes_of
+from .sources import PHOTOS, SCENES, VISION_TRANSFORMER, CenterViews, Data, RecipeOptions, fingerprint, scenes_of
 
 HALF = (0.5, 0.5, 0.5)
 THINGS = (*SHAPES, *"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -42,15 +42,11 @@ GRID = 14
 
 
 @dataclass(frozen=True)
-class ClipOptions:
+class ClipOptions(RecipeOptions):
     """Train the shipped CLIP."""
 
-    data: Path
-    """Folder with the training shards and the ImageNet vision transformer."""
     out: Path = Path("runs/clip-tiny")
     """Folder to write; also holds checkpoints. An interrupted run continues from them."""
-    scenes: int = 12_000
-    """Rendered scenes among the training photos."""
     text_steps: int = 800
     """Steps of the text tower alone."""
     both_steps: int = 200
@@ -61,14 +57,6 @@ class ClipOptions:
     """Photos a step while it learns."""
     tuned_blocks: int = 6
     """Last blocks of the image tower that learn."""
-    vocabulary: int = 4096
-    """Entries of the tokenizer, at most."""
-    workers: int = 1
-    """Processes that decode and render."""
-    seed: int = 0
-    """Of weights, order and views."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where to train."""
 
 
 def build_clip(options: ClipOptions) -> Path:
@@ -127,7 +115,7 @@ def photo_features(teacher: Teacher, photos: Selection, options: ClipOptions, de
             pooled.append(model.head.norm(said.hidden_states[-1][:, 0]).cpu().numpy())
             guesses.append(said.logits.log_softmax(-1).half().cpu().numpy())
             captions += [item["captions"] for item in batch]
-            labels += [item["label"] for item in batch]
+            labels += [item["label"] if item["key"].startswith(SCENES) else -1 for item in batch]
         np.savez(file, pooled=np.concatenate(pooled), guesses=np.concatenate(guesses), labels=np.array(labels))
         described.write_text(json.dumps({"key": key, "captions": captions}))
     saved = np.load(file)
@@ -138,21 +126,6 @@ def photo_features(teacher: Teacher, photos: Selection, options: ClipOptions, de
 
 def _center(photos: Selection, index: int) -> Tensor:
     return evaluation_view(photos[index].image, 224)
-
-
-class CenterViews(Dataset[dict[str, Any]]):
-    """The centre of each photo, its captions, and its class if it is a scene."""
-
-    def __init__(self, photos: Selection) -> None:
-        self.photos = photos
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        photo = self.photos[index]
-        label = photo.label if scenes_of(self.photos, index) else -1
-        return {"pixels": evaluation_view(photo.image, 224), "captions": photo.captions, "label": label}
 
 
 class TrainingViews(Dataset[dict[str, Tensor]]):

@@ -1,11 +1,13 @@
 """Trains `llava-tiny`: the shipped CLIP's image tower, frozen, under a small language model.
 
     features    every photo through the tower once: the patch tokens the language model will read
-    language    the language model learns how questions and answers are put, without photos
-    projector   the projector learns to speak to it
-    look        projector and language model learn that there is something to look at: the biggest object of scenes
-    scenes      and where to look: everything that can be asked of scenes
-    both        and then all photos
+    projector   alone, it learns to say the language model's words: patches of scenes are drawn to what stands there
+    facts       the language model learns to look things up: short sentences about scenes
+    scenes      everything that can be asked of scenes
+    both        and of all photos
+
+The patches' words stay a second loss to the end. A language model this small, new and briefly trained finds no use for
+patches it cannot read: it learns which colours there are, and not which one it is looking at.
 
 A photo's questions share one sequence: each sees the photo and itself, not the others, so that the photo, most of the
 tokens, is read once for all of them. Every fourth photo is a conversation instead, in which later turns see earlier ones.
@@ -29,53 +31,39 @@ from transformers import CLIPModel, LlavaForConditionalGeneration, PreTrainedTok
 
 from sfvlm.decode import Photo
 from sfvlm.files import replacing
-from sfvlm.views import EpochSampler, Selection, evaluation_view, normalize
+from sfvlm.views import EpochSampler, Selection, normalize
 
 from .clip import HALF
 from .llava_model import IMAGE, LAYER, new_llava, new_processor, train_tokenizer
 from .loop import Stage, train
-from .questions import Turn, main_object_turns, photo_turns, scene_turns
-from .sources import IMAGENETTE, LLAVA_SCENES, TALKED_OF, Data, fingerprint
+from .patch_words import object_words, word_loss
+from .questions import Turn, photo_turns, scene_facts, scene_turns
+from .sources import IMAGENETTE, LLAVA_SCENES, TALKED_OF, CenterViews, Data, RecipeOptions, fingerprint
 
 NO_LABEL = -100
-REPEATS = {
-    "daquar": 4,
-    "coco": 4,
-}  # how often an epoch shows the photos of the small shards, by the start of their names
+LAID_OUT = ("ids", "labels", "turn", "positions", "weights")
+# How often an epoch shows the photos of the small shards, by the start of their names.
+REPEATS = {"daquar": 4, "coco": 4}
 
 
 @dataclass(frozen=True)
-class LlavaOptions:
+class LlavaOptions(RecipeOptions):
     """Train the shipped LLaVA."""
 
-    data: Path
-    """Folder with the training shards."""
     clip: Path = Path("runs/clip-tiny/model")
     """The trained CLIP whose image tower it uses."""
     out: Path = Path("runs/llava-tiny")
     """Folder to write; also holds checkpoints. An interrupted run continues from them."""
-    scenes: int = 12_000
-    """Rendered scenes among the training photos."""
-    language_steps: int = 150
-    """Steps of the language model without photos."""
-    projector_steps: int = 40
-    """Steps of the projector alone."""
-    look_steps: int = 150
-    """Steps of projector and language model on the biggest objects of scenes."""
-    scene_steps: int = 700
+    projector_steps: int = 300
+    """Steps of the projector alone, which need no language model and take little."""
+    facts_steps: int = 1000
+    """Steps of projector and language model on short sentences about scenes."""
+    scene_steps: int = 500
     """Steps on all questions about scenes."""
-    both_steps: int = 1000
+    both_steps: int = 600
     """Steps on all photos."""
     batch: int = 16
     """Photos a step; half as many where each is asked three times as much."""
-    vocabulary: int = 4096
-    """Entries of the tokenizer, at most."""
-    workers: int = 1
-    """Processes that decode and render."""
-    seed: int = 0
-    """Of weights, order and questions."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where to train."""
 
 
 def build_llava(options: LlavaOptions) -> Path:
@@ -97,16 +85,13 @@ def build_llava(options: LlavaOptions) -> Path:
     together = {projector: 1e-3, language: 1e-3}
     batch = options.batch
     stages = (
-        (Stage("language", options.language_steps, {language: 2e-3}), everything, whole, 2 * batch),
-        (Stage("projector", options.projector_steps, {projector: 1e-3}), scenes, main_object_turns, batch),
-        (Stage("look", options.look_steps, together), scenes, main_object_turns, batch),
+        (Stage("projector", options.projector_steps, {projector: 2e-3}), scenes, None, 2 * batch),
+        (Stage("facts", options.facts_steps, together), scenes, scene_facts, batch // 2),
         (Stage("scenes", options.scene_steps, together), scenes, partial(scene_turns, draws=4), batch // 2),
         (Stage("both", options.both_steps, together), everything, whole, batch),
     )
     for stage, shown, turns, batch_size in stages:
-        examples = Conversations(
-            None if stage.name == "language" else tokens, said, shown, turns, tokenizer, options.seed
-        )
+        examples = Conversations(tokens, said, shown, turns, tokenizer, options.seed)
         batches = partial(conversation_batches, examples, batch_size, options, stage.name)
         train(stage, learner, batches, learner.loss, options.out, device)
     folder = options.out / "model"
@@ -145,7 +130,7 @@ def photo_tokens(
         shape = (len(photos), patches, vision.hidden_size)
         tokens = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
         said: list[dict[str, Any]] = []
-        loader = DataLoader(_Decoded(photos), 64, num_workers=options.workers, collate_fn=list)
+        loader = DataLoader(CenterViews(photos), 64, num_workers=options.workers, collate_fn=list)
         for batch in tqdm(loader, desc="features", mininterval=5):
             pixels = normalize(torch.stack([item.pop("pixels") for item in batch]).to(device), HALF, HALF)
             read = tower(pixels, output_hidden_states=True).hidden_states[LAYER][:, 1:]
@@ -159,46 +144,28 @@ def photo_tokens(
     return np.load(file, mmap_mode="r"), kept
 
 
-class _Decoded(Dataset[dict[str, Any]]):
-    def __init__(self, photos: Selection) -> None:
-        self.photos = photos
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        photo = self.photos[index]
-        pixels = evaluation_view(photo.image, 224)
-        return {
-            "pixels": pixels,
-            "key": photo.key,
-            "label": photo.label,
-            "captions": photo.captions,
-            "meta": photo.meta,
-        }
-
-
 class Conversations(Dataset[dict[str, Tensor]]):
     """One photo and its turns as token ids, by (epoch, place in the epoch).
 
     ids (T,), labels (T,) at the positions that are to be predicted, the turn each position belongs to (T,; 0 for what all
-    share), positions (T,), the photo's patch tokens (patches, D), and the weight of each label (T,).
+    share), positions (T,) and the weight of each label (T,), unless there are no turns; and the photo's patch tokens
+    (patches, D), and the ids of the words for what stands at each patch (patches, W).
     """
 
     def __init__(
         self,
-        tokens: np.ndarray | None,
+        tokens: np.ndarray,
         photos: list[Photo],
         shown: list[int],
-        turns: Callable[..., list[Turn]],
+        turns: Callable[..., list[Turn]] | None,
         tokenizer: PreTrainedTokenizerFast,
         seed: int,
     ) -> None:
         self.tokens, self.photos, self.shown, self.turns, self.seed = tokens, photos, shown, turns, seed
         self.tokenizer = tokenizer
-        image = [tokenizer.convert_tokens_to_ids(IMAGE)] * (0 if tokens is None else tokens.shape[1])
-        start = [tokenizer.bos_token_id, *self._ids("USER: ")]
-        self.shared = start + (image + self._ids("\n") if image else [])
+        self.asks = turns is not scene_facts
+        image = [tokenizer.convert_tokens_to_ids(IMAGE)] * tokens.shape[1]
+        self.shared = [tokenizer.bos_token_id, *self._ids("USER: "), *image, *self._ids("\n")]
 
     def __len__(self) -> int:
         return len(self.shown)
@@ -206,19 +173,16 @@ class Conversations(Dataset[dict[str, Tensor]]):
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Tensor]:
         epoch, place = item
         index = self.shown[place]
-        generator = random.Random(f"{self.seed} {epoch} {place}")
-        turns = self.turns(self.photos[index], generator=generator)
-        ids, labels, turn_of, positions, weights = self._lay_out(turns, together=generator.random() < 0.25)
-        item_tensors = {
-            "ids": torch.tensor(ids),
-            "labels": torch.tensor(labels),
-            "turn": torch.tensor(turn_of),
-            "positions": torch.tensor(positions),
-            "weights": torch.tensor(weights),
+        photo = self.photos[index]
+        found = {
+            "tokens": torch.from_numpy(self.tokens[index].astype(np.float32)),
+            "words": object_words(photo.meta.get("objects", ()), len(self.tokens[index]), self._ids),
         }
-        if self.tokens is not None:
-            item_tensors["tokens"] = torch.from_numpy(self.tokens[index].astype(np.float32))
-        return item_tensors
+        if self.turns is not None:
+            generator = random.Random(f"{self.seed} {epoch} {place}")
+            laid = self._lay_out(self.turns(photo, generator=generator), together=generator.random() < 0.25)
+            found |= {name: torch.tensor(values) for name, values in zip(LAID_OUT, laid, strict=True)}
+        return found
 
     def _lay_out(self, turns: list[Turn], together: bool) -> tuple[list[int], ...]:
         shared = len(self.shared)
@@ -226,7 +190,7 @@ class Conversations(Dataset[dict[str, Tensor]]):
         positions, weights = list(range(shared)), [0.0] * shared
         for number, (question, answer) in enumerate(turns, start=1):
             opening = "USER: " if together and number > 1 else ""
-            asked = self._ids(f"{opening}{question} ASSISTANT:")
+            asked = self._ids(f"{opening}{question} ASSISTANT:" if self.asks else question)
             answered = [*self._ids(f" {answer}"), self.tokenizer.eos_token_id]
             begin = len(ids) if together else shared
             ids += asked + answered
@@ -252,17 +216,16 @@ def conversation_batches(
 
 def _collate(items: list[dict[str, Tensor]], pad: int) -> dict[str, Tensor]:
     fills = {"ids": pad, "labels": NO_LABEL, "turn": -1, "positions": 0, "weights": 0.0}
-    batch = {
-        name: nn.utils.rnn.pad_sequence([item[name] for item in items], batch_first=True, padding_value=fill)
-        for name, fill in fills.items()
+    return {
+        name: nn.utils.rnn.pad_sequence([item[name] for item in items], batch_first=True, padding_value=fills[name])
+        if name in fills
+        else torch.stack([item[name] for item in items])
+        for name in items[0]
     }
-    if "tokens" in items[0]:
-        batch["tokens"] = torch.stack([item["tokens"] for item in items])
-    return batch
 
 
 class LlavaLearner(nn.Module):
-    """The LLaVA with its loss: the answers' next tokens."""
+    """The LLaVA with its losses: the words of the patches, and the answers' next tokens."""
 
     def __init__(self, llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
@@ -271,11 +234,15 @@ class LlavaLearner(nn.Module):
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         model: Any = self.llava.model
+        seen = model.multi_modal_projector(batch["tokens"])
+        losses = {"words": word_loss(seen, batch["words"], model.get_input_embeddings().weight)}
+        return losses | ({"answers": self._answer_loss(batch, seen)} if "ids" in batch else {})
+
+    def _answer_loss(self, batch: dict[str, Tensor], seen: Tensor) -> Tensor:
+        model: Any = self.llava.model
         ids, turn = batch["ids"], batch["turn"]
         embedded = model.get_input_embeddings()(ids)  # (B, T, width)
-        if "tokens" in batch:
-            seen = model.multi_modal_projector(batch["tokens"]).to(embedded.dtype)
-            embedded = embedded.masked_scatter((ids == self.image)[..., None], seen)
+        embedded = embedded.masked_scatter((ids == self.image)[..., None], seen.to(embedded.dtype))
         length = ids.shape[1]
         before = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
         shared = (turn == 0)[:, None, :] | (turn[:, None, :] == turn[:, :, None])
@@ -288,5 +255,4 @@ class LlavaLearner(nn.Module):
         asked = target != NO_LABEL
         scores = self.llava.lm_head(hidden[:, :-1][asked])
         weights = batch["weights"][:, 1:][asked]
-        losses = F.cross_entropy(scores, target[asked], reduction="none")
-        return {"answers": (losses * weights).sum() / weights.sum()}
+        return (F.cross_entropy(scores, target[asked], reduction="none") * weights).sum() / weights.sum()

@@ -72,9 +72,10 @@ def new_llava(clip: CLIPModel, tokenizer: Any, mean: Tensor, std: Tensor) -> Lla
         hidden_size=256,
         intermediate_size=688,
         num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=8,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e5},  # slow enough to compare what is 200 patches apart
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -99,7 +100,15 @@ def new_llava(clip: CLIPModel, tokenizer: Any, mean: Tensor, std: Tensor) -> Lla
     weight.normal_(std=mean.numel() ** -0.5).div_(std)
     bias.copy_(-(weight @ mean))
     projector.linear_2.weight.data.normal_(std=0.02 * 2 * weight.shape[0] ** -0.5)
+    for layer in llava.model.language_model.layers:
+        _attend_to_alike(layer.self_attn)
     return llava
+
+
+def _attend_to_alike(attention: Any) -> None:
+    """Keys start as the queries, so that a word looks for patches that say the same (arXiv 2305.09828, section 3)."""
+    attention.q_proj.weight.data.normal_(std=0.04)
+    attention.k_proj.weight.data.copy_(attention.q_proj.weight)
 
 
 def new_processor(tokenizer: PreTrainedTokenizerFast, patch_size: int) -> LlavaProcessor:

@@ -6,6 +6,7 @@ and whatever its source knows. A short answer is asked for in the words LLaVA-1.
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ import numpy as np
 from sfvlm.decode import Photo
 from sfvlm.scene_texts import SceneObject, scene_questions, with_article
 from sfvlm.vqa_questions import SHORT_ANSWER
-from sfvlm.vqa_sources import CAPTION_PROMPT
+from sfvlm.vqa_sources import CAPTION_PROMPT, daquar_words
 
 Turn = tuple[str, str]
 
@@ -73,48 +74,30 @@ NATURE = (
 )
 # What photos of people, rooms and streets show most: the absent things that are hard to rule out.
 COMMON = (
-    *(
-        "person",
-        "dog",
-        "car",
-        "bicycle",
-        "chair",
-        "dining table",
-        "cup",
-        "bottle",
-        "bench",
-        "bowl",
-        "book",
-        "truck",
-        "couch",
-    ),
-    *(
-        "umbrella",
-        "backpack",
-        "bird",
-        "horse",
-        "cat",
-        "sports ball",
-        "boat",
-        "handbag",
-        "surfboard",
-        "skateboard",
-        "tv",
-    ),
+    "person", "dog", "car", "bicycle", "chair", "dining table", "cup", "bottle", "bench", "bowl", "book", "truck", "couch",
+    "umbrella", "backpack", "bird", "horse", "cat", "sports ball", "boat", "handbag", "surfboard", "skateboard", "tv",
     *NATURE,
-)
+)  # fmt: skip
 
 
-def main_object_turns(photo: Photo, generator: random.Random) -> list[Turn]:
-    """What the biggest object of a rendered scene is: what can be told without looking for anything."""
-    main = photo.meta["objects"][0]
-    turns = [
-        ("What color is the biggest object?", main["color"]),
-        ("What shape is the biggest object?", main["shape"]),
-        (generator.choice(CAPTION_PROMPTS), max(photo.captions, key=len)),
-    ]
-    generator.shuffle(turns)
-    return [(_styled(question, answer, generator), answer) for question, answer in turns]
+def scene_facts(photo: Photo, generator: random.Random) -> list[Turn]:
+    """Sentences about the objects of a rendered scene in two parts, the second of which takes a look at the photo."""
+    objects = [SceneObject(**(item | {"box": tuple(item["box"])})) for item in photo.meta["objects"]]
+    shapes, colors = Counter(item.shape for item in objects), Counter(item.color for item in objects)
+    facts: list[Turn] = [("The biggest object is", f"{objects[0].color} {objects[0].shape}")]
+    for item in objects:
+        told_apart = [item.shape] * (shapes[item.shape] == 1) + [f"{item.color} object"] * (colors[item.color] == 1)
+        for name in told_apart:
+            facts.append(
+                (f"The {name} is a", item.shape) if name != item.shape else (f"The {name} has color", item.color)
+            )
+            facts.append((f"The {name} has size", item.size))
+            facts.append((f"From left to right the {name} is", "left" if item.center[0] < 0.5 else "right"))
+            facts.append((f"From top to bottom the {name} is", "top" if item.center[1] < 0.5 else "bottom"))
+            if item.text:
+                facts.append((f"The {name} reads", item.text.lower()))
+    generator.shuffle(facts)
+    return facts
 
 
 def scene_turns(photo: Photo, generator: random.Random, draws: int, most: int = 30) -> list[Turn]:
@@ -127,13 +110,14 @@ def scene_turns(photo: Photo, generator: random.Random, draws: int, most: int = 
     caption = max(photo.captions, key=len) if generator.random() < 0.5 else generator.choice(photo.captions)
     turns = [*asked.items(), (generator.choice(CAPTION_PROMPTS), caption)]
     turns += [list_objects(objects, order) for order in generator.sample(sorted(ORDERS), min(2, draws - 1))]
-    generator.shuffle(turns)
-    return [(_styled(question, answer, generator), answer) for question, answer in turns[:most]]
+    return _drawn(turns, generator, most)
 
 
 def list_objects(objects: Sequence[SceneObject], order: str) -> Turn:
     """All objects in one answer; the order says which comes next, so that every word of it can be learned."""
-    named = [f"{item.name} {item.text}" if item.text else item.name for item in sorted(objects, key=ORDERS[order])]
+    named = [
+        f"{item.name} {item.text.lower()}" if item.text else item.name for item in sorted(objects, key=ORDERS[order])
+    ]
     return f"List the objects from {order}.", ", ".join(named)
 
 
@@ -144,10 +128,10 @@ def photo_turns(photo: Photo, class_names: Sequence[str], generator: random.Rand
         photo: From one of the training sources.
         class_names: Label -> name, for photos with a label.
         generator: Decides which.
-        most: Turns at most; twice as many about a scene, of which more can be asked.
+        most: Turns at most.
     """
     if "objects" in photo.meta:
-        return scene_turns(photo, generator, draws=3, most=2 * most)
+        return scene_turns(photo, generator, draws=2, most=most)
     turns: list[Turn] = []
     if photo.label is not None:
         name = class_names[photo.label]
@@ -156,15 +140,14 @@ def photo_turns(photo: Photo, class_names: Sequence[str], generator: random.Rand
         other = generator.choice([other for other in class_names if other != name])
         turns.append((exists(other, generator), "no"))
     else:
-        turns += [(_question(question), answer.replace("_", " ")) for question, answer in photo.meta.get("qa", ())]
+        turns += [(daquar_words(question), answer.replace("_", " ")) for question, answer in photo.meta.get("qa", ())]
     for caption in generator.sample(photo.captions, min(3, len(photo.captions))):
         turns.append((generator.choice(CAPTION_PROMPTS), clean_caption(caption)))
     boxes = [box[0] for box in photo.meta.get("boxes", ())]
     if boxes or photo.captions:
         present = sorted({*boxes} or named_things(photo.captions))
         turns += existence_turns(present, generator, 6, caption_words(photo.captions))
-    generator.shuffle(turns)
-    return [(_styled(question, answer, generator), answer) for question, answer in turns[:most]]
+    return _drawn(turns, generator, most)
 
 
 def existence_turns(present: Sequence[str], generator: random.Random, count: int, words: set[str]) -> list[Turn]:
@@ -212,9 +195,10 @@ def clean_caption(text: str) -> str:
     return text.rstrip(" .") + "."
 
 
-def _question(text: str) -> str:
-    text = re.sub(r"\bimage\d+\b", "image", text.strip())
-    return f"{text[0].upper()}{text[1:]}?"
+def _drawn(turns: list[Turn], generator: random.Random, most: int | None = None) -> list[Turn]:
+    """So many of the turns in random order, some of them asking for a short answer."""
+    generator.shuffle(turns)
+    return [(_styled(question, answer, generator), answer) for question, answer in turns[:most]]
 
 
 def _styled(question: str, answer: str, generator: random.Random) -> str:

@@ -7,10 +7,13 @@ and the ImageNet vision transformer that everything starts from. Rendered scenes
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sfvlm.decode import UnreadablePhoto
-from sfvlm.images import Photos, open_photos
-from sfvlm.views import Selection
+import torch
+from torch.utils.data import Dataset
+
+from sfvlm.images import Photos, open_photos, readable
+from sfvlm.views import Selection, evaluation_view
 from sfvlm.vqa_sources import COCO_HELD_OUT, DAQUAR_HELD_OUT, photo_split
 
 CLIP_SCENES, LLAVA_SCENES = 1000, 1001  # seeds of training scenes; every other seed is free for measuring
@@ -22,6 +25,7 @@ IMAGENETTE = (
     *("French horn", "garbage truck", "gas pump", "golf ball", "parachute"),
 )
 HELD_OUT = {"coco-boxes-000.tar": COCO_HELD_OUT, "daquar-train-000.tar": DAQUAR_HELD_OUT}
+SCENES = "scenes:"  # in front of their names
 VISION_TRANSFORMER = "vit_tiny_patch16_224.safetensors"
 
 
@@ -55,14 +59,7 @@ class Data:
 
     def captions(self) -> list[str]:
         """Every training caption of the photos."""
-        texts: list[str] = []
-        photos = self.training_photos(CAPTIONED)
-        for index in range(len(photos)):
-            try:
-                texts += photos[index].captions
-            except UnreadablePhoto:
-                continue
-        return texts
+        return [text for photo in readable(self.training_photos(CAPTIONED)) for text in photo.captions]
 
 
 def is_held_out(key: str) -> bool:
@@ -78,4 +75,39 @@ def fingerprint(photos: Selection) -> str:
 
 def scenes_of(photos: Photos | Selection, index: int) -> bool:
     """Whether a photo is a rendered scene."""
-    return photos.key(index).startswith("scenes:")
+    return photos.key(index).startswith(SCENES)
+
+
+class CenterViews(Dataset[dict[str, Any]]):
+    """The centre of each photo, and what is said of it."""
+
+    def __init__(self, photos: Selection) -> None:
+        self.photos = photos
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        photo = self.photos[index]
+        said = {name: getattr(photo, name) for name in ("key", "label", "captions", "meta")}
+        return {"pixels": evaluation_view(photo.image, 224), **said}
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """What both recipes ask for."""
+
+    data: Path
+    """Folder with the training shards and the ImageNet vision transformer."""
+    out: Path
+    """Folder to write; also holds checkpoints. An interrupted run continues from them."""
+    scenes: int = 12_000
+    """Rendered scenes among the training photos."""
+    vocabulary: int = 4096
+    """Entries of the tokenizer, at most."""
+    workers: int = 1
+    """Processes that decode and render."""
+    seed: int = 0
+    """Of weights, order, views and questions."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to train."""
