@@ -2,7 +2,7 @@
 
 A token target must be anchored to fixed places of the photo. Sampled at the student's own moving boxes it collapses within
 hundreds of steps: boxes grow to ten times the photo, where the repeated border makes all tokens alike and the loss
-looks perfect.
+looks perfect. Where boxes are chosen among the teacher's patches, without a gradient, each token is held to its patch.
 """
 
 import math
@@ -28,6 +28,7 @@ class Target:
     projected: Tensor | None = None  # (B, patches, W) of the host's projector
     texts: Texts | None = None  # what the host was asked and answered
     logits: Tensor | None = None  # (M, V) at each of its words
+    saliency: Tensor | None = None  # (B, patches) shares of the attention
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Objective:
         layer: The teacher's layer whose tokens are matched, as LLaVA counts (-2: the last block but one).
         projected: Weight of `projected_tokens`; needs a host, whose own layer counts.
         answers: Weight of `answer_divergence`; needs a host.
-        anchor: What a token is held to: the mean of the teacher's tokens in its cell, or the one nearest to its middle.
+        saliency: Weight of `saliency_error`, for students that choose where to look.
+        anchor: What a token is held to: the mean of the teacher's tokens in its cell, or the one nearest to its middle; a
+            chosen patch always to its own.
     """
 
     pooled: float = 1.0
@@ -48,6 +51,7 @@ class Objective:
     layer: int = -2
     projected: float = 0.0
     answers: float = 0.0
+    saliency: float = 1.0
     anchor: Anchor = "average"
 
     @property
@@ -74,17 +78,27 @@ def anchored_tokens(student: SparseFormerOutput, target: Target, layer: int, anc
     assert student.hidden_states is not None and target.tokens is not None
     count = target_count(student)
     tokens = student.hidden_states[layer][:, -count:]
-    anchors = anchor_targets(target.tokens, count, anchor)
+    anchors = anchor_targets(target.tokens, count, anchor, student.cells)
     width = tokens.shape[-1:]
     return F.mse_loss(F.layer_norm(tokens.float(), width), F.layer_norm(anchors.float(), width))
 
 
-def anchor_targets(teacher_tokens: Tensor, count: int, anchor: Anchor = "average") -> Tensor:
+def anchor_targets(
+    teacher_tokens: Tensor, count: int, anchor: Anchor = "average", cells: Tensor | None = None
+) -> Tensor:
     """The teacher's patch tokens on a fixed square grid of cells: (B, patches, D) -> (B, count, D).
+
+    Args:
+        teacher_tokens: Row by row.
+        count: How many are wanted.
+        anchor: What stands for a cell of several patches.
+        cells: (B, count) the patches themselves, where they are chosen; no grid then.
 
     Raises:
         ValueError: The budget is not a square number, so that there is no grid of cells.
     """
+    if cells is not None:
+        return teacher_tokens.gather(1, cells[..., None].expand(-1, -1, teacher_tokens.shape[-1]))
     side = math.isqrt(count)
     if side * side != count:
         raise ValueError(f"Token targets need a square budget; {count} is none: try {side**2} or {(side + 1) ** 2}.")
@@ -96,18 +110,20 @@ def anchor_targets(teacher_tokens: Tensor, count: int, anchor: Anchor = "average
     return table[:, :, middle[:, None], middle].flatten(2).transpose(1, 2)
 
 
-def projected_tokens(seen: Tensor, target: Target, anchor: Anchor = "average") -> Tensor:
+def projected_tokens(seen: Tensor, target: Target, anchor: Anchor = "average", cells: Tensor | None = None) -> Tensor:
     """Mean squared error of what the language model sees, in units of its variance over the teacher's tokens: -> scalar.
 
     Args:
         seen: (B, [1 +] N, W) the student's tokens behind the host's projector.
         target: With `projected`, (B, [1 +] patches, W).
         anchor: What each token is held to; a class token to its own.
+        cells: (B, N) the teacher's patch of each, where they are chosen.
     """
     assert target.projected is not None
     theirs, ours = target.projected.float(), seen.float()
     extra = theirs.shape[1] - math.isqrt(theirs.shape[1]) ** 2  # the class token, where the host reads it
-    anchors = torch.cat([theirs[:, :extra], anchor_targets(theirs[:, extra:], ours.shape[1] - extra, anchor)], dim=1)
+    places = anchor_targets(theirs[:, extra:], ours.shape[1] - extra, anchor, cells)
+    anchors = torch.cat([theirs[:, :extra], places], dim=1)
     spread = (theirs - theirs.mean(dim=(0, 1))).square().mean()
     return F.mse_loss(ours, anchors) / spread
 
@@ -123,6 +139,18 @@ def answer_divergence(logits: Tensor, target: Target) -> Tensor:
     divergence = (theirs.exp() * (theirs - ours)).sum(dim=-1)  # (M,)
     weight = target.texts.weight
     return (divergence * weight).sum() / weight.sum()
+
+
+def saliency_error(guess: Tensor, target: Target) -> Tensor:
+    """Mean squared error of a guess where the teacher attends, (B, patches), as logarithms but for a constant: -> scalar.
+
+    What counts is which patches come first, not how far ahead: a divergence of the shares themselves would be spent on the
+    few patches that have most of them. (On 160 photos and scenes, of the 49 patches with most attention a guess by this
+    error had 62 %, one by the divergence 52 %.)
+    """
+    assert target.saliency is not None
+    truth, ours = target.saliency.float().clamp(min=1e-9).log(), guess.float()
+    return F.mse_loss(ours - ours.mean(dim=-1, keepdim=True), truth - truth.mean(dim=-1, keepdim=True))
 
 
 def align(
@@ -145,12 +173,15 @@ def align(
             raise ValueError("The objectives projected and answers need a host: give --host.")
         seen = host.project(selected(student, host))
         if objective.projected:
-            parts["projected"] = projected_tokens(seen, target, objective.anchor)
+            parts["projected"] = projected_tokens(seen, target, objective.anchor, student.cells)
             weights["projected"] = objective.projected
         if objective.answers:
             assert target.texts is not None
             parts["answers"] = answer_divergence(host.next_token_logits(seen, target.texts), target)
             weights["answers"] = objective.answers
+    if objective.saliency and student.saliency is not None:
+        parts["saliency"] = saliency_error(student.saliency, target)
+        weights["saliency"] = objective.saliency
     if not parts:
         raise ValueError("All objectives have weight 0: there is nothing to match.")
     total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()

@@ -11,6 +11,12 @@ from transformers.activations import ACT2FN
 from .configuration import SparseFormerConfig
 
 
+def check_pixels(pixel_values: Tensor) -> None:
+    """Raises ValueError unless these are photos (B, 3, H, W)."""
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
+        raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, 3, height, width).")
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one fused `qkv`: the name keeps LoRA suffix lists meant for an LLM off the tower."""
 
@@ -21,11 +27,15 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+        x = F.scaled_dot_product_attention(*self.heads(x)).transpose(1, 2)
+        return self.proj(x.reshape(*x.shape[:2], -1))
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values: (B, N, D) -> each (B, heads, N, D / heads)."""
         batch, count, width = x.shape
         qkv = self.qkv(x).view(batch, count, 3, self.num_heads, width // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, D / heads)
-        x = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(x.transpose(1, 2).reshape(batch, count, width))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        return query, key, value
 
 
 class MLP(nn.Module):
@@ -54,6 +64,22 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+def attention_received(block: Block, x: Tensor, class_tokens: int) -> Tensor:
+    """What each image token gets of the class token's attention; without one, of all tokens' on average.
+
+    Args:
+        block: One that attends.
+        x: (B, [1 +] P, D) its input.
+        class_tokens: 1 or 0.
+
+    Returns:
+        (B, P): Shares, averaged over heads.
+    """
+    query, key, _ = block.attn.heads(block.norm1(x))
+    scores = ((query[:, :, :1] if class_tokens else query) @ key.mT).float() * query.shape[-1] ** -0.5
+    return scores.softmax(dim=-1).mean(dim=(1, 2))[:, class_tokens:]
 
 
 class AttentionPool(nn.Module):

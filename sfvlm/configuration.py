@@ -4,15 +4,21 @@ The configuration decides; a name or a path never does. It travels in the folder
 """
 
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 from transformers import PreTrainedConfig
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
-Focusing = Literal["inherited", "fresh"]
+Focusing = Literal["inherited", "chosen", "fresh"]
 Pooling = Literal["cls", "attention", "mean"]
+
+
+def layer_from_end(layer: int, depth: int) -> int:
+    """A hidden state of so many blocks, counted from the end as LLaVA does: -1 is after the last block."""
+    return layer if layer < 0 else layer - depth - 1
 
 
 class SparseFormerConfig(PreTrainedConfig):
@@ -23,7 +29,8 @@ class SparseFormerConfig(PreTrainedConfig):
         image_mean, image_std: Normalisation of the teacher.
         num_tokens: The budget it was trained at, without the class token. A call may ask for another one.
         default_budget: Tokens of a call that asks for no number; None for `num_tokens`. A host calls without a number.
-        focusing: `"inherited"` (glimpses through the teacher's own patch embedding) or `"fresh"` (the paper's).
+        focusing: `"inherited"` (glimpses through the teacher's own patch embedding), `"chosen"` (such of whole patches, which
+            are chosen) or `"fresh"` (the paper's).
         conv_dim, focusing_size, num_focusing_steps, num_points, mixing_points, generator_size: The fresh focusing stage:
             early-conv width C, focusing width F, repeats, sampling points P, points after mixing, and the bottleneck of
             the generator of mixing weights.
@@ -31,6 +38,7 @@ class SparseFormerConfig(PreTrainedConfig):
         glimpse_size: Side of the grid of samples taken in a box, whatever its size; the patch size needs no resampled kernel.
         coarse_blocks: Leading cortex blocks of the first look, which decides where the second one goes; 0 for one look only.
         box_zoom: Share of the photo's side that the boxes of the closer look tile before any training.
+        even_share: Share of the tokens that an even grid of patches may take, where patches are chosen.
         box_shift, box_log_scale: Bounds of one refinement: in box sizes, and in log size. None: unbounded, as published.
         hidden_size ... layer_norm_eps: The cortex: width D, blocks, heads, MLP width, activation, norm epsilon.
         pre_norm: A norm before the first block, as CLIP has.
@@ -64,6 +72,7 @@ class SparseFormerConfig(PreTrainedConfig):
     glimpse_size: int = 16
     coarse_blocks: int = 2
     box_zoom: float = 1.0
+    even_share: float = 0.34
     box_shift: float | None = 0.5
     box_log_scale: float | None = 0.7
 
@@ -83,8 +92,8 @@ class SparseFormerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        if self.focusing not in ("inherited", "fresh"):
-            raise ValueError(f"focusing is {self.focusing!r}; it is 'inherited' or 'fresh'.")
+        if self.focusing not in get_args(Focusing):
+            raise ValueError(f"focusing is {self.focusing!r}; it is one of {', '.join(get_args(Focusing))}.")
         if self.pooling not in ("cls", "attention", "mean"):
             raise ValueError(f"pooling is {self.pooling!r}; it is 'cls', 'attention' or 'mean'.")
         if self.hidden_size % self.num_attention_heads:
@@ -96,9 +105,24 @@ class SparseFormerConfig(PreTrainedConfig):
                 f"Fresh focusing has heads of 64 features: focusing_size {self.focusing_size} must be a multiple of 64, "
                 f"and hidden_size {self.hidden_size} one of 4 (four box corners are encoded)."
             )
-        if self.focusing == "inherited" and self.coarse_blocks > self.num_hidden_layers:
+        if self.focusing == "chosen" and self.coarse_blocks < 1:
+            raise ValueError("coarse_blocks is 0, and patches are chosen by what the first look saw: 1 at least.")
+        if self.focusing != "fresh" and self.coarse_blocks > self.num_hidden_layers:
             raise ValueError(
                 f"coarse_blocks {self.coarse_blocks} exceeds the {self.num_hidden_layers} blocks of the cortex."
+            )
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Whether a host may read these layers, as `hidden_states` is indexed from either end.
+
+        Raises:
+            ValueError: The tower was aligned at others.
+        """
+        read = [layer_from_end(layer, self.num_hidden_layers) for layer in layers]
+        if self.aligned_layers is not None and self.aligned_layers != read:
+            raise ValueError(
+                f"The host reads layer {', '.join(map(str, read))} of its tower, and this one was aligned at layer "
+                f"{', '.join(map(str, self.aligned_layers))}: bootstrap one for this host (--host)."
             )
 
     @property

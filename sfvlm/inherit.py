@@ -43,11 +43,12 @@ FRESH: Table = {
     **HEAD,
 }
 
-TABLES: dict[str, Table] = {"inherited": INHERITED, "fresh": FRESH}
+TABLES: dict[str, Table] = {"inherited": INHERITED, "chosen": INHERITED, "fresh": FRESH}
 
 # Student tensors that have no counterpart in a teacher.
 FRESH_TENSORS: dict[str, tuple[str, ...]] = {
     "inherited": ("focusing.token_roi.weight", "focusing.refiner.*", "focusing.memory_norm.*", "focusing.memory.*"),
+    "chosen": ("focusing.saliency_norm.*", "focusing.saliency.*", "focusing.memory_norm.*", "focusing.memory.*"),
     "fresh": ("focusing.*",),
 }
 
@@ -123,9 +124,9 @@ def student_config(
     if not 0 <= truncate < depth:
         raise ValueError(f"Truncating {truncate} of the teacher's {depth} blocks leaves none.")
     side = math.isqrt(num_tokens)
-    if focusing == "inherited" and side * side != num_tokens:
+    if focusing != "fresh" and side * side != num_tokens:
         raise ValueError(
-            f"num_tokens is {num_tokens}; inherited focusing starts from a square grid: try {side**2} or {(side + 1) ** 2}."
+            f"num_tokens is {num_tokens}; {focusing} focusing starts from a square grid: try {side**2} or {(side + 1) ** 2}."
         )
     width = teacher.hidden_size
     fields = teacher.to_dict()

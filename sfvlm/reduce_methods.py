@@ -21,13 +21,13 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blocks import Attention, Block
+from .blocks import attention_received
 from .configuration import SparseFormerConfig
 from .controls import LargerPatch, LowerResolution, Schedule, TokenMerging, merging_counts
 from .teachers import DenseTransformer
@@ -95,14 +95,13 @@ def cls_attention(dense: DenseTransformer, pixels: Tensor, count: int, read: int
     it, and counts the class token in N.
     """
     states, extra = dense(pixels).hidden_states, int(dense.config.has_cls_token)
-    query, key = queries_and_keys(dense.blocks[read - 1], states[read - 1])
-    seeker = query[:, :, :1] if extra else query
-    scores = (seeker @ key.mT).float() * query.shape[-1] ** -0.5  # (B, heads, 1 or P, [1 +] P)
-    received = scores.softmax(dim=-1).mean(dim=(1, 2))[:, extra:]  # (B, P)
+    block: Any = dense.blocks[read - 1]
+    received = attention_received(block, states[read - 1], extra)  # (B, P)
     contextual = round(count * CONTEXTUAL_SHARE)
     dominant = received.topk(count - contextual, dim=1).indices
     if not contextual:
         return take(states, dominant.sort(dim=1).values, extra)
+    _, key, _ = block.attn.heads(block.norm1(states[read - 1]))
     return combine(states, join(dominant, key.mean(dim=1)[:, extra:], contextual), count, extra)
 
 
@@ -195,15 +194,6 @@ def grid_of(config: SparseFormerConfig, pixels: Tensor) -> tuple[int, int]:
     """Rows and columns of patches of photos (B, 3, H, W)."""
     height, width = (side // config.teacher_patch_size for side in pixels.shape[-2:])
     return height, width
-
-
-def queries_and_keys(block: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What a block attends with: its input (B, N, D) -> queries and keys (B, heads, N, d)."""
-    assert isinstance(block, Block)
-    attention: Attention = block.attn
-    qkv = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.num_heads, -1))
-    query, key, _ = qkv.permute(2, 0, 3, 1, 4)
-    return query, key
 
 
 def take(states: States, index: Tensor, extra: int) -> States:

@@ -7,6 +7,7 @@ Shapes: B batch, N tokens, P sampling points, C channels, H x W map.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,17 @@ def tile_layout(side: int) -> Tensor:
     y1, x1 = torch.meshgrid(edges[:-1], edges[:-1], indexing="ij")
     y2, x2 = torch.meshgrid(edges[1:], edges[1:], indexing="ij")
     return torch.stack([x1, y1, x2, y2], dim=-1).reshape(-1, 4)
+
+
+def cell_boxes(cells: Tensor, grid: int) -> Tensor:
+    """The boxes of cells of a `grid` x `grid` tiling, counted row by row: (...) -> (..., 4)."""
+    return tile_layout(grid).to(cells.device)[cells]
+
+
+def even_cells(side: int, grid: int) -> Tensor:
+    """The cells of a `grid` x `grid` tiling nearest the middles of `side` x `side` larger ones: (side * side,)."""
+    middle = (2 * torch.arange(side) + 1) * grid // (2 * side) if side else torch.arange(0)
+    return (middle[:, None] * grid + middle).flatten()
 
 
 def zoom(roi: Tensor, share: float) -> Tensor:
@@ -80,6 +92,59 @@ def resample_layout(roi: Tensor, num_tokens: int) -> Tensor:
         return boxes
     spare = roi[old * old :] if len(roi) > old * old else roi.new_tensor([[0.0, 0.0, 1.0, 1.0]])
     return torch.cat([boxes, spare[torch.arange(extra, device=roi.device) % len(spare)]])
+
+
+class Frames(NamedTuple):
+    """The parts of the photo that tokens are sent to: their boxes are then in fractions of these parts."""
+
+    parts: Tensor  # (B, N, 4), boxes in fractions of the photo
+    inside: int  # the last so many tokens are sent to a rectangle, the others have the whole photo
+
+    @property
+    def one(self) -> "Frames":
+        """The rectangle alone, for any number of tokens: (B, 1, 4)."""
+        return Frames(self.parts[:, -1:], self.inside)
+
+
+def focus_frames(focus: Tensor, batch: int, num_tokens: int, share: float = 1.0) -> Frames:
+    """Frames that send a share of the tokens into rectangles of the photos, and leave the whole photo to the others.
+
+    Args:
+        focus: (B, 4) or (1, 4), in fractions of the photo.
+        batch: B photos.
+        num_tokens: N tokens of each.
+        share: Of 0 to 1; below 1 the tokens inside are the nearest square number, so that they tile the rectangle.
+
+    Raises:
+        ValueError: The rectangles are not so many, one has no area, or the share is none.
+    """
+    if focus.ndim != 2 or focus.shape[1] != 4 or len(focus) not in (1, batch):
+        raise ValueError(f"focus is {tuple(focus.shape)}; it must be ({batch}, 4) or (1, 4), a rectangle a photo.")
+    if not bool((sizes(focus) > 0).all()):
+        raise ValueError(f"A focus of corners {focus.tolist()} has no area: x1 < x2 and y1 < y2.")
+    if not 0 < share <= 1:
+        raise ValueError(f"focus_share is {share}; it must be above 0 and at most 1.")
+    side = max(1, round(math.sqrt(share * num_tokens)))
+    inside = num_tokens if share == 1 else min(side * side, num_tokens)
+    rectangles = focus.float().expand(batch, 4)[:, None].expand(-1, inside, -1)
+    whole = rectangles.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(batch, num_tokens - inside, -1)
+    return Frames(torch.cat([whole, rectangles], dim=1), inside)
+
+
+def framed_layout(roi: Tensor, num_tokens: int, frames: Frames | None) -> Tensor:
+    """`resample_layout`; with frames for the tokens outside and inside the rectangle apart: (N, 4) -> (num_tokens, 4)."""
+    inside = 0 if frames is None else frames.inside
+    if inside in (0, num_tokens):
+        return resample_layout(roi, num_tokens)
+    return torch.cat([resample_layout(roi, num_tokens - inside), resample_layout(roi, inside)])
+
+
+def on_photo(roi: Tensor, frames: Frames | None) -> Tensor:
+    """Boxes in fractions of their frames to fractions of the photo: (B, N, 4) -> (B, N, 4)."""
+    if frames is None:
+        return roi
+    corner, size = frames.parts[..., :2], sizes(frames.parts)
+    return torch.cat([corner + roi[..., :2] * size, corner + roi[..., 2:] * size], dim=-1)
 
 
 def refine(roi: Tensor, delta: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ Shapes: B batch, N tokens (49), P sampling points, C early-conv width, F focusin
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
 from . import roi
-from .blocks import AttentionPool, Block, Head, block_sizes
+from .blocks import AttentionPool, Block, Head, block_sizes, check_pixels
 from .configuration import SparseFormerConfig
 
 
@@ -48,6 +49,9 @@ class SparseFormerOutput(ModelOutput):
         token_rois: (B, N, 4) boxes, as they started and after every refinement; float32 fractions of the image.
         sampling_points: (B, N, P, 2) where each look read the photo, in the same fractions.
         logits: (B, num_classes) of the teacher's classifier, where it has one.
+        saliency: (B, patches) how much of the teacher's attention each of its patches will get: the log of it, but for a
+            constant. Only where patches are chosen by it.
+        cells: (B, N) which of the teacher's patches each token is, row by row. Only where patches are chosen.
     """
 
     pooler_output: Tensor | None = None
@@ -56,6 +60,8 @@ class SparseFormerOutput(ModelOutput):
     token_rois: tuple[Tensor, ...] | None = None
     sampling_points: tuple[Tensor, ...] | None = None
     logits: Tensor | None = None
+    saliency: Tensor | None = None
+    cells: Tensor | None = None
 
 
 class Focused(NamedTuple):
@@ -64,6 +70,8 @@ class Focused(NamedTuple):
     tokens: Tensor  # (B, N, D)
     token_rois: tuple[Tensor, ...]
     sampling_points: tuple[Tensor, ...]
+    saliency: Tensor | None = None  # (B, patches)
+    cells: Tensor | None = None  # (B, N)
 
 
 class UnitNorm(nn.LayerNorm):
@@ -166,8 +174,8 @@ class TokenBoxes(nn.Module):
             self.weight.data = exact.to(self.weight.device)
         return self
 
-    def forward(self, batch: int, num_tokens: int) -> Tensor:
-        return roi.resample_layout(self.weight, num_tokens).expand(batch, -1, -1)
+    def forward(self, batch: int, num_tokens: int, frames: roi.Frames | None = None) -> Tensor:
+        return roi.framed_layout(self.weight, num_tokens, frames).expand(batch, -1, -1)
 
 
 class FreshFocusing(nn.Module):
@@ -197,23 +205,43 @@ class FreshFocusing(nn.Module):
         self.last_sample_and_mix = SampleAndMix(config.hidden_size, config)
         self.last_place_in_box = PlaceInBox(config.hidden_size, eps)
 
-    def forward(self, pixels: Tensor, num_tokens: int) -> Focused:
+    def forward(self, pixels: Tensor, num_tokens: int, frames: roi.Frames | None = None) -> Focused:
         feature_map = self.early_conv(pixels)  # (B, C, H/4, W/4)
-        token_roi = self.token_roi(len(pixels), num_tokens)  # (B, N, 4)
+        token_roi = self.token_roi(len(pixels), num_tokens, frames)  # (B, N, 4)
         tokens = self.token.expand(len(pixels), num_tokens, -1)  # (B, N, F)
-        rois, looks = [token_roi], []
+        rois, looks = [roi.on_photo(token_roi, frames)], []
         for stage in self.stage_embedding:
-            tokens, points = self.sample_and_mix(feature_map, tokens + stage, token_roi)
+            tokens, points = self.sample_and_mix(feature_map, tokens + stage, rois[-1])
             tokens = self.block(self.place_in_box(tokens, token_roi))
             token_roi = self.refiner(tokens, token_roi)
-            rois.append(token_roi)
+            rois.append(roi.on_photo(token_roi, frames))
             looks.append(points)
         tokens = self.lift(tokens)  # (B, N, D)
-        tokens, points = self.last_sample_and_mix(feature_map, tokens, token_roi)
+        tokens, points = self.last_sample_and_mix(feature_map, tokens, rois[-1])
         return Focused(self.last_place_in_box(tokens, token_roi), tuple(rois), (*looks, points))
 
 
-class InheritedFocusing(nn.Module):
+class Glimpses(nn.Module):
+    """What a box holds, as a token: a glimpse, embedded by the teacher's own patch and position embeddings."""
+
+    def __init__(self, config: SparseFormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, glimpse = config.hidden_size, config.glimpse_size
+        self.kernel = nn.Parameter(torch.empty(width, 3, glimpse, glimpse))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.positions = nn.Parameter(torch.empty(width, config.teacher_grid, config.teacher_grid))
+
+    def look(self, pixels: Tensor, token_roi: Tensor, frames: roi.Frames | None = None) -> Tensor:
+        """Glimpses, embedded and placed: (B, 3, H, W), (B, N, 4) -> (B, N, D)."""
+        on_photo = roi.on_photo(token_roi, frames)
+        glimpses = roi.sample_glimpses(pixels, on_photo, self.config.glimpse_size)  # (B, N, 3, side, side)
+        tokens = F.linear(glimpses.flatten(2), self.kernel.flatten(1), self.bias)
+        table = self.positions.expand(len(pixels), -1, -1, -1)
+        return tokens + roi.sample(table, roi.centers(token_roi)[:, :, None])[:, :, 0]
+
+
+class InheritedFocusing(Glimpses):
     """Ours: a box is a glimpse, embedded by the teacher's own patch and position embeddings.
 
         tiles --> look --> the first blocks --+--> move boxes --> look --(+)--> cortex
@@ -227,35 +255,114 @@ class InheritedFocusing(nn.Module):
     """
 
     def __init__(self, config: SparseFormerConfig) -> None:
-        super().__init__()
-        self.config = config
-        width, glimpse = config.hidden_size, config.glimpse_size
+        super().__init__(config)
+        width = config.hidden_size
         self.token_roi = TokenBoxes(config.num_tokens)
-        self.kernel = nn.Parameter(torch.empty(width, 3, glimpse, glimpse))
-        self.bias = nn.Parameter(torch.empty(width))
-        self.positions = nn.Parameter(torch.empty(width, config.teacher_grid, config.teacher_grid))
         self.refiner = Refiner(width, config) if config.coarse_blocks else None
         self.memory_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.coarse_blocks else None
         self.memory = ZeroLinear(width, width) if config.coarse_blocks else None
 
-    def forward(self, pixels: Tensor, num_tokens: int, first_blocks: Callable[[Tensor], Tensor]) -> Focused:
-        token_roi = self.token_roi(len(pixels), num_tokens)  # (B, N, 4)
+    def forward(
+        self,
+        pixels: Tensor,
+        num_tokens: int,
+        first_blocks: Callable[[Tensor], Tensor],
+        frames: roi.Frames | None = None,
+    ) -> Focused:
+        token_roi = self.token_roi(len(pixels), num_tokens, frames)  # (B, N, 4)
         if self.refiner is None or self.memory is None or self.memory_norm is None:
-            return Focused(self.look(pixels, token_roi), (token_roi,), (roi.glimpse_points(token_roi, 4),))
+            rois, tokens = (roi.on_photo(token_roi, frames),), self.look(pixels, token_roi, frames)
+            return Focused(tokens, rois, (roi.glimpse_points(rois[0], 4),))
         tiles = roi.tile_layout(math.isqrt(num_tokens)).to(pixels.device)
-        tiles = roi.resample_layout(tiles, num_tokens).expand(len(pixels), -1, -1)
-        seen = first_blocks(self.look(pixels, tiles))  # (B, N, D)
+        tiles = roi.framed_layout(tiles, num_tokens, frames).expand(len(pixels), -1, -1)
+        seen = first_blocks(self.look(pixels, tiles, frames))  # (B, N, D)
         token_roi = self.refiner(seen, token_roi)
-        tokens = self.look(pixels, token_roi) + self.memory(self.memory_norm(seen))
-        rois = (tiles, token_roi)
+        tokens = self.look(pixels, token_roi, frames) + self.memory(self.memory_norm(seen))
+        rois = tuple(roi.on_photo(boxes, frames) for boxes in (tiles, token_roi))
         return Focused(tokens, rois, tuple(roi.glimpse_points(boxes, 4) for boxes in rois))
 
-    def look(self, pixels: Tensor, token_roi: Tensor) -> Tensor:
-        """Glimpses, embedded and placed: (B, 3, H, W), (B, N, 4) -> (B, N, D)."""
-        glimpses = roi.sample_glimpses(pixels, token_roi, self.config.glimpse_size)  # (B, N, 3, side, side)
-        tokens = F.linear(glimpses.flatten(2), self.kernel.flatten(1), self.bias)
-        table = self.positions.expand(len(pixels), -1, -1, -1)
-        return tokens + roi.sample(table, roi.centers(token_roi)[:, :, None])[:, :, 0]
+
+class ChosenFocusing(Glimpses):
+    """Ours, for hosts, whose projectors read real patches better than blurred ones: the closer look goes to whole patches.
+
+        tiles --> look --> the first blocks --+--> where to look --> the best patches --> look --(+)--> cortex
+        (whole photo)                         +------------------------- remember ----------------^
+
+    The first look guesses what the teacher will attend to (`saliency`), for it learns just that. The patches it finds most
+    worth a look become the tokens, in the order of the photo, and with them an even grid of patches, so that nothing is
+    left out altogether. Choosing has no gradient: it cannot collapse.
+    (B, 3, H, W) -> tokens (B, N, D), boxes (B, N, 4) of each look, points (B, N, P, 2) for showing.
+
+    With one token a teacher patch, an untrained stage gives the teacher's own patch tokens.
+    """
+
+    def __init__(self, config: SparseFormerConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.tiles_a_side = math.isqrt(config.num_tokens)
+        self.guesses_a_side = math.ceil(config.teacher_grid / self.tiles_a_side)  # of each tile
+        self.saliency_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.saliency = nn.Linear(width, self.guesses_a_side**2)
+        self.memory_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.memory = ZeroLinear(width, width)
+
+    def forward(
+        self,
+        pixels: Tensor,
+        num_tokens: int,
+        first_blocks: Callable[[Tensor], Tensor],
+        frames: roi.Frames | None = None,
+    ) -> Focused:
+        inside = 0 if frames is None else frames.inside
+        if frames is None or inside == num_tokens:
+            return self._focus(pixels, num_tokens, first_blocks, frames and frames.one)
+        whole = self._focus(pixels, num_tokens - inside, first_blocks, None)
+        closer = self._focus(pixels, inside, first_blocks, frames.one)
+        rois, points = ([torch.cat(pair, dim=1) for pair in zip(ours, theirs, strict=True)] for ours, theirs in (
+            (whole.token_rois, closer.token_rois), (whole.sampling_points, closer.sampling_points)
+        ))  # fmt: skip
+        return Focused(torch.cat([whole.tokens, closer.tokens], dim=1), tuple(rois), tuple(points))
+
+    def _focus(
+        self, pixels: Tensor, num_tokens: int, first_blocks: Callable[[Tensor], Tensor], frames: roi.Frames | None
+    ) -> Focused:
+        batch, side = len(pixels), self.tiles_a_side
+        tiles = roi.tile_layout(side).to(pixels.device).expand(batch, -1, -1)
+        seen = first_blocks(self.look(pixels, tiles, frames))  # (B, side * side, D)
+        saliency = self._guess(seen)  # (B, grid * grid)
+        cells = self.choose(saliency, num_tokens)  # (B, N)
+        boxes = roi.cell_boxes(cells, self.config.teacher_grid)
+        remembered = self.memory(self.memory_norm(seen)).transpose(1, 2).unflatten(2, (side, side))
+        tokens = self.look(pixels, boxes, frames) + roi.sample(remembered, roi.centers(boxes)[:, :, None])[:, :, 0]
+        rois = tuple(roi.on_photo(looked_at, frames) for looked_at in (tiles, boxes))
+        points = tuple(roi.glimpse_points(looked_at, 4) for looked_at in rois)
+        return Focused(tokens, rois, points, saliency, cells)
+
+    def _guess(self, seen: Tensor) -> Tensor:
+        """Each tile's guesses, laid out and read at the teacher's patches: (B, tiles, D) -> (B, patches)."""
+        each, side = self.guesses_a_side, self.tiles_a_side
+        guesses = self.saliency(self.saliency_norm(seen)).float().unflatten(2, (each, each)).unflatten(1, (side, side))
+        fine = guesses.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, None]  # (B, 1, side * each, side * each)
+        if fine.shape[-1] != self.config.teacher_grid:
+            fine = F.adaptive_avg_pool2d(fine, self.config.teacher_grid)
+        return fine.flatten(1)
+
+    def choose(self, saliency: Tensor, count: int) -> Tensor:
+        """Which patches to look at: (B, patches) -> (B, count), in the order of the photo.
+
+        Raises:
+            ValueError: There are not so many patches.
+        """
+        patches = saliency.shape[1]
+        if count > patches:
+            raise ValueError(f"num_tokens is {count}, but the photo has {patches} patches: ask for {patches} at most.")
+        with torch.no_grad():
+            even = roi.even_cells(math.isqrt(round(count * self.config.even_share)), self.config.teacher_grid)
+            worth = saliency.index_fill(1, even.to(saliency.device), math.inf)
+            return worth.topk(count, dim=1).indices.sort(dim=1).values
+
+
+FOCUSING = {"inherited": InheritedFocusing, "chosen": ChosenFocusing, "fresh": FreshFocusing}
 
 
 @torch.compiler.assume_constant_result
@@ -299,13 +406,13 @@ class SparseFormerModel(PreTrainedModel):
     # It attends by torch's SDPA whatever is asked for: a host's choice of kernels for its LLM never fails on the tower.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
     # A host that is spread over devices keeps its tower on one: the class token and the blocks meet in one tensor.
-    _no_split_modules = ["SparseFormerModel", "Block", "FreshFocusing", "InheritedFocusing"]  # noqa: RUF012
+    _no_split_modules = ["SparseFormerModel", "Block", "FreshFocusing", "InheritedFocusing", "ChosenFocusing"]  # noqa: RUF012
 
     def __init__(self, config: SparseFormerConfig) -> None:
         super().__init__(config)
         self.gradient_checkpointing = False
-        fresh = config.focusing == "fresh"
-        self.focusing = FreshFocusing(config) if fresh else InheritedFocusing(config)
+        self._focus: tuple[Tensor | None, float] = (None, 1.0)
+        self.focusing = FOCUSING[config.focusing](config)
         self.cls_token = nn.Parameter(torch.empty(config.hidden_size)) if config.has_cls_token else None
         self.pre_norm = (
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
@@ -320,6 +427,8 @@ class SparseFormerModel(PreTrainedModel):
         num_tokens: int | None = None,
         output_hidden_states: bool | int | None = None,
         return_dict: bool | None = None,
+        focus: Tensor | None = None,
+        focus_share: float = 1.0,
         **_: Any,
     ) -> SparseFormerOutput | tuple[Tensor, ...]:
         """Encodes photos.
@@ -329,25 +438,27 @@ class SparseFormerModel(PreTrainedModel):
             num_tokens: The budget for this call, the configuration's `budget` by default.
             output_hidden_states: Also return the tokens after every block.
             return_dict: False for a plain tuple.
+            focus: (B, 4) or (1, 4), a rectangle of each photo in fractions of it, which the boxes start in and stay
+                near: what lies in it is seen as a photo of its own. Give more pixels than usual to see more.
+            focus_share: Share of the tokens that go there; the others see the whole photo.
             _: What a host hands on to its tower without need, such as LLaVA-OneVision's `vision_aspect_ratio` for videos.
 
         Raises:
-            ValueError: The pixels are not (B, 3, H, W), or the budget is not positive.
+            ValueError: The pixels are not (B, 3, H, W), the budget is not positive, or a rectangle is none.
         """
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, 3, height, width)."
-            )
+        check_pixels(pixel_values)
         count = self.config.budget if num_tokens is None else num_tokens
         if count < 1:
             raise ValueError(f"num_tokens is {count}; a photo needs at least 1 token.")
         count = _constant(count)
         pixels = pixel_values.to(self.dtype)
+        focus, share = self._focus if focus is None else (focus, focus_share)
+        frames = None if focus is None else roi.focus_frames(focus.to(pixels.device), len(pixels), count, share)
 
         if isinstance(self.focusing, FreshFocusing):
-            focused = self.focusing(pixels, count)
+            focused = self.focusing(pixels, count, frames)
         else:
-            focused = self.focusing(pixels, count, self._first_blocks)
+            focused = self.focusing(pixels, count, self._first_blocks, frames)
         hidden = self._enter(focused.tokens)  # (B, 1 + N, D)
         hidden_states = [hidden]
         for block in self.blocks:
@@ -362,8 +473,24 @@ class SparseFormerModel(PreTrainedModel):
             token_rois=focused.token_rois,
             sampling_points=focused.sampling_points,
             logits=logits,
+            saliency=focused.saliency,
+            cells=focused.cells,
         )
         return output.to_tuple() if return_dict is False else output
+
+    @contextmanager
+    def focused_on(self, focus: Tensor, share: float = 1.0) -> Iterator[None]:
+        """Inside, calls without a `focus` of their own take this one: for hosts, which hand on the pixels alone.
+
+        Args:
+            focus: (B, 4) or (1, 4), as in `forward`.
+            share: Share of the tokens that go there.
+        """
+        before, self._focus = self._focus, (focus, share)
+        try:
+            yield
+        finally:
+            self._focus = before
 
     def _enter(self, tokens: Tensor) -> Tensor:
         """Puts the class token in front and applies CLIP's first norm: (B, N, D) -> (B, 1 + N, D)."""
@@ -435,12 +562,13 @@ class SparseFormerModel(PreTrainedModel):
             init.copy_(module.token_roi.weight, roi.overlapping_layout(self.config.num_tokens))
             init.trunc_normal_(module.token, std=1.0)
             init.normal_(module.stage_embedding, std=std)
-        elif isinstance(module, InheritedFocusing):
-            side = math.isqrt(self.config.num_tokens)
-            init.copy_(module.token_roi.weight, roi.zoom(roi.tile_layout(side), self.config.box_zoom))
+        elif isinstance(module, Glimpses):
             init.trunc_normal_(module.kernel, std=std)
             init.zeros_(module.bias)
             init.trunc_normal_(module.positions, std=std)
+            if isinstance(module, InheritedFocusing):
+                side = math.isqrt(self.config.num_tokens)
+                init.copy_(module.token_roi.weight, roi.zoom(roi.tile_layout(side), self.config.box_zoom))
         elif isinstance(module, AttentionPool):
             init.trunc_normal_(module.query, std=std)
         elif isinstance(module, SparseFormerModel) and module.cls_token is not None:

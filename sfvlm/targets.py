@@ -1,16 +1,20 @@
 """What the teacher says of a batch: from the cache of its outputs where that knows, else from the teacher itself."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .alignment import Objective, Target
+from .blocks import attention_received
 from .bootstrap_options import BootstrapOptions
 from .configuration import SparseFormerConfig
 from .host_reader import HostReader
 from .host_texts import Conversations
 from .teacher_cache import TeacherCache
+from .teachers import TeacherOutput
 from .views import Selection, ViewBatch
 
 
@@ -19,7 +23,7 @@ class TeacherTargets:
 
     Args:
         dense: The teacher's model, on the device of the pixels.
-        patches: How many of its tokens are patches.
+        config: The student's configuration.
         objective: What is matched.
         cache: From `open_cache`.
         host: What reads the tokens, on the same device, where the objective needs one.
@@ -28,12 +32,14 @@ class TeacherTargets:
     def __init__(
         self,
         dense: nn.Module,
-        patches: int,
+        config: SparseFormerConfig,
         objective: Objective,
         cache: TeacherCache | None,
         host: HostReader | None = None,
     ) -> None:
-        self.dense, self.patches, self.objective, self.cache, self.host = dense, patches, objective, cache, host
+        self.dense, self.objective, self.cache, self.host = dense, objective, cache, host
+        self.patches, self.class_tokens = config.teacher_grid**2, int(config.has_cls_token)
+        self.chooses = bool(config.focusing == "chosen" and objective.saliency)
 
     @torch.no_grad()
     def __call__(self, batch: ViewBatch, pixels: Tensor, conversations: Conversations | None = None) -> Target:
@@ -43,16 +49,31 @@ class TeacherTargets:
         output = self.dense(pixels)
         if self.cache:
             self.cache.put(batch["view"], batch["index"], output.pooled)
-        states, tokens = output.hidden_states, None
+        return self.of(output, batch, conversations)
+
+    @torch.no_grad()
+    def of(self, output: TeacherOutput, batch: ViewBatch, conversations: Conversations | None = None) -> Target:
+        """The target in what the teacher has said of a batch."""
+        states = output.hidden_states
+        target = Target(output.pooled)
+        if self.chooses:
+            target = replace(target, saliency=self._saliency(states))
         if self.objective.tokens:
-            tokens = states[self.objective.layer][:, -self.patches :]
+            target = replace(target, tokens=states[self.objective.layer][:, -self.patches :])
         if self.host is None or conversations is None:
-            return Target(output.pooled, tokens)
-        projected = self.host.project(self.host.select(states, states[0].shape[1] - self.patches))
+            return target
+        projected = self.host.project(self.host.select(states, self.class_tokens))
+        target = replace(target, projected=projected)
         if not self.objective.answers:
-            return Target(output.pooled, tokens, projected)
-        texts = conversations.batch(batch["index"], batch["view"]).to(pixels.device)
-        return Target(output.pooled, tokens, projected, texts, self.host.next_token_logits(projected, texts))
+            return target
+        texts = conversations.batch(batch["index"], batch["view"]).to(output.pooled.device)
+        return replace(target, texts=texts, logits=self.host.next_token_logits(projected, texts))
+
+    def _saliency(self, states: tuple[Tensor, ...]) -> Tensor:
+        """The attention in the block whose output is matched: the host's, the objective's, or else the last."""
+        layer = max(self.host.facts.layers) if self.host else self.objective.layer if self.objective.tokens else -1
+        blocks: Any = self.dense.blocks
+        return attention_received(blocks[layer], states[layer - 1], self.class_tokens)
 
 
 def open_cache(
@@ -72,8 +93,10 @@ def open_cache(
     """
     if not options.cached_views:
         return None
-    if options.objective.tokens or options.objective.needs_host:
-        raise ValueError("cached_views keeps pooled outputs only; objectives of tokens need cached_views 0.")
+    if options.objective.tokens or options.objective.needs_host or config.focusing == "chosen":
+        raise ValueError(
+            "cached_views keeps pooled outputs only; objectives of tokens and chosen focusing need cached_views 0."
+        )
     key = {
         "teacher_sha256": teacher_sha256,
         "photos": len(photos),

@@ -51,7 +51,7 @@ def test_rates_rise_and_then_fall_to_zero() -> None:
     assert rates[-1] < 0.001
 
 
-@pytest.mark.parametrize("focusing", ["inherited", "fresh"])
+@pytest.mark.parametrize("focusing", ["inherited", "chosen", "fresh"])
 def test_a_run_writes_a_folder_that_loads_and_says_where_it_came_from(
     focusing: str, clip_folder: Path, photo_folder: Path, tmp_path: Path
 ) -> None:

@@ -71,15 +71,18 @@ def test_turns_change_places_from_epoch_to_epoch(llava: Path) -> None:
     assert len({json.dumps(row) for row in rows}) == 2
 
 
-@pytest.mark.parametrize("anchor", ["average", "nearest"])
+@pytest.mark.parametrize(
+    ("focusing", "anchor"), [("inherited", "average"), ("inherited", "nearest"), ("chosen", "average")]
+)
 def test_at_the_full_grid_an_untrained_student_is_told_nothing_new(
-    anchor: Any, llava: Path, photo_folder: Path
+    focusing: Any, anchor: Any, llava: Path, photo_folder: Path
 ) -> None:
     model, processor = opened(llava)
     reader, teacher = HostReader(model, processor), open_teacher(llava)
-    student, _ = inherit(teacher, student_config(teacher.config, num_tokens=16))
+    config = student_config(teacher.config, num_tokens=16, focusing=focusing)
+    student, _ = inherit(teacher, config)
     objective = dataclasses.replace(FOR_HOST, anchor=anchor)
-    targets = TeacherTargets(teacher.model, 16, objective, None, reader)
+    targets = TeacherTargets(teacher.model, config, objective, None, reader)
     views = ViewDataset(photos_of(photo_folder, 2), 56, training=False, seed=0)
     batch = collate_views([views[0, 0], views[0, 1]])
     pixels = normalize(batch["pixels"], teacher.config.image_mean, teacher.config.image_std)
@@ -87,8 +90,9 @@ def test_at_the_full_grid_an_untrained_student_is_told_nothing_new(
     with torch.no_grad():
         total, parts = align(student(pixels, output_hidden_states=True), target, objective, reader)
         _, fewer = align(student(pixels, 4, output_hidden_states=True), target, objective, reader)
-    assert parts.keys() == {"projected", "answers"}
-    assert total.item() == pytest.approx(0, abs=1e-6)
+    assert parts.keys() == {"projected", "answers"} | ({"saliency"} if focusing == "chosen" else set())
+    assert parts["projected"] + parts["answers"] == pytest.approx(0, abs=1e-6)
+    assert total == pytest.approx(sum(parts.values()).item())
     assert fewer["projected"] > 1e-3
     assert fewer["answers"] > 1e-6
 

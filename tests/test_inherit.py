@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ def teacher(clip_folder: Path) -> Teacher:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("coarse_blocks", [0, 2])
-def test_an_untrained_student_with_the_full_grid_is_the_teacher(teacher: Teacher, coarse_blocks: int) -> None:
-    config = student_config(teacher.config, num_tokens=16, coarse_blocks=coarse_blocks)
+@pytest.mark.parametrize(("focusing", "coarse_blocks"), [("inherited", 0), ("inherited", 2), ("chosen", 2)])
+def test_an_untrained_student_with_the_full_grid_is_the_teacher(
+    teacher: Teacher, focusing: Any, coarse_blocks: int
+) -> None:
+    config = student_config(teacher.config, num_tokens=16, focusing=focusing, coarse_blocks=coarse_blocks)
     student, _ = inherit(teacher, config)
     ours, theirs = student.eval()(PIXELS, output_hidden_states=True), teacher.model(PIXELS)
     torch.testing.assert_close(ours.pooler_output, theirs.pooled, atol=1e-5, rtol=1e-5)
@@ -28,8 +31,9 @@ def test_an_untrained_student_with_the_full_grid_is_the_teacher(teacher: Teacher
 
 
 @torch.no_grad()
-def test_a_small_budget_student_is_the_teacher_when_called_with_the_full_grid(teacher: Teacher) -> None:
-    student, _ = inherit(teacher, student_config(teacher.config, num_tokens=4))
+@pytest.mark.parametrize("focusing", ["inherited", "chosen"])
+def test_a_small_budget_student_is_the_teacher_when_called_with_the_full_grid(teacher: Teacher, focusing: Any) -> None:
+    student, _ = inherit(teacher, student_config(teacher.config, num_tokens=4, focusing=focusing))
     ours = student.eval()(PIXELS, num_tokens=16)
     torch.testing.assert_close(ours.pooler_output, teacher.model(PIXELS).pooled, atol=1e-4, rtol=1e-4)
 
@@ -45,7 +49,7 @@ def test_fresh_focusing_keeps_the_last_blocks_bit_for_bit(teacher: Teacher) -> N
     assert student(PIXELS).pooler_output.isfinite().all()
 
 
-@pytest.mark.parametrize("focusing", ["inherited", "fresh"])
+@pytest.mark.parametrize("focusing", ["inherited", "chosen", "fresh"])
 def test_the_report_counts_every_parameter_once(teacher: Teacher, focusing: str) -> None:
     student, report = inherit(teacher, student_config(teacher.config, focusing=focusing, num_tokens=4), tuned_blocks=1)
     total = sum(parameter.numel() for parameter in student.parameters())
@@ -53,7 +57,7 @@ def test_the_report_counts_every_parameter_once(teacher: Teacher, focusing: str)
     assert report.count(trained=True) == sum(p.numel() for p in student.parameters() if p.requires_grad)
     inherited = report.count(inherited=True)
     assert inherited + report.count(inherited=False) == total
-    if focusing == "inherited":
+    if focusing != "fresh":
         assert not report.dropped
 
 
@@ -75,13 +79,13 @@ def test_only_the_focusing_stage_class_token_and_leading_blocks_are_trained(teac
     assert [next(block.parameters()).requires_grad for block in student.blocks] == [True, True, False, False]
 
 
-@pytest.mark.parametrize("focusing", ["inherited", "fresh"])
+@pytest.mark.parametrize("focusing", ["inherited", "chosen", "fresh"])
 def test_the_list_of_fresh_tensors_has_no_dead_entries(focusing: str) -> None:
     names = tiny_model(focusing).state_dict()
     for pattern in FRESH_TENSORS[focusing]:
         assert any(name.startswith(pattern.rstrip("*")) for name in names), pattern
     assert not is_fresh("blocks.0.attn.qkv.weight", focusing)
-    assert is_fresh("focusing.token_roi.weight", focusing)
+    assert is_fresh("focusing.saliency.weight" if focusing == "chosen" else "focusing.token_roi.weight", focusing)
     assert not is_fresh("cls_token", focusing)
 
 

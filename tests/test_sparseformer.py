@@ -11,7 +11,8 @@ from sfvlm import SparseFormerConfig, SparseFormerModel, preset, roi, sparseform
 from sfvlm.configuration import PRESETS
 from sfvlm.sparseformer import FreshFocusing, resample_kernel
 
-KINDS = ["inherited", "fresh"]
+KINDS = ["inherited", "chosen", "fresh"]
+MOVING = ["inherited", "fresh"]  # their boxes
 
 
 @pytest.mark.parametrize("focusing", KINDS)
@@ -20,7 +21,8 @@ def test_the_budget_is_a_call_time_argument(focusing: str, count: int) -> None:
     output = tiny_model(focusing)(torch.randn(2, 3, 32, 32), num_tokens=count, output_hidden_states=True)
     assert output.pooler_output.shape == (2, 24)
     assert [tuple(hidden.shape) for hidden in output.hidden_states] == [(2, 1 + count, 64)] * 4
-    assert all(boxes.shape == (2, count, 4) and boxes.dtype == torch.float32 for boxes in output.token_rois)
+    assert all(boxes.dtype == torch.float32 for boxes in output.token_rois)
+    assert output.token_rois[-1].shape == (2, count, 4)
 
 
 @pytest.mark.parametrize("focusing", KINDS)
@@ -30,7 +32,7 @@ def test_any_size_and_aspect_ratio_is_encoded(focusing: str, size: tuple[int, in
     assert output.pooler_output.isfinite().all()
 
 
-@pytest.mark.parametrize("focusing", KINDS)
+@pytest.mark.parametrize("focusing", MOVING)
 def test_every_parameter_gets_a_gradient(focusing: str) -> None:
     model = randomize(tiny_model(focusing, num_classes=5), scale=0.02)
     output = model(torch.randn(2, 3, 32, 32))
@@ -59,7 +61,7 @@ def test_saving_and_loading_gives_the_same_bits(focusing: str, tmp_path: Path) -
     assert isinstance(AutoConfig.from_pretrained(tmp_path), SparseFormerConfig)
 
 
-@pytest.mark.parametrize("focusing", KINDS)
+@pytest.mark.parametrize("focusing", MOVING)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_close_and_keeps_boxes_exact(focusing: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = randomize(tiny_model(focusing), scale=0.02)
@@ -95,7 +97,7 @@ def test_initialisation_survives_switched_off_torch_defaults(focusing: str, monk
     assert [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()] == []
 
 
-@pytest.mark.parametrize("focusing", KINDS)
+@pytest.mark.parametrize("focusing", MOVING)
 def test_a_new_model_moves_no_box(focusing: str) -> None:
     rois = tiny_model(focusing)(torch.randn(2, 3, 32, 32)).token_rois
     for boxes in rois[1:]:

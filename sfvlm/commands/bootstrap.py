@@ -39,13 +39,14 @@ class BootstrapCommand:
     num_tokens: int = 49
     """Budget: tokens a photo becomes."""
     focusing: Focusing = "inherited"
-    """inherited: glimpses through the teacher's own embeddings. fresh: the paper's focusing transformer."""
+    """inherited: glimpses through the teacher's own embeddings, in boxes that move. chosen: such of whole patches, those that
+    the teacher would attend to. fresh: the paper's focusing transformer."""
     truncate: int | None = None
     """Leading teacher blocks left out; default a third for fresh focusing, none for inherited."""
     tuned_blocks: int | None = None
     """Leading student blocks that are trained; default two thirds."""
     coarse_blocks: int | None = None
-    """Blocks of the first look, inherited focusing only; 0 leaves the boxes where they start."""
+    """Blocks of the first look; 0 leaves the boxes of inherited focusing where they start. Not for fresh focusing."""
     box_zoom: float = 0.8
     """Share of the photo's side that the boxes of the closer look tile at the start, inherited focusing only."""
     glimpse_size: int | None = None

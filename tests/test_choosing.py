@@ -1,0 +1,107 @@
+"""Where patches are chosen: by what the first look guesses, never by a gradient, and with an even grid among them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_model
+
+from sfvlm.alignment import Objective, Target, align, anchor_targets, saliency_error
+from sfvlm.blocks import attention_received
+from sfvlm.inherit import inherit, student_config
+from sfvlm.reduce import reduce
+from sfvlm.sparseformer import ChosenFocusing
+from sfvlm.teachers import open_teacher
+
+PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def stage(**changes: object) -> ChosenFocusing:
+    focusing = tiny_model("chosen", **changes).focusing
+    assert isinstance(focusing, ChosenFocusing)
+    return focusing
+
+
+def test_the_patches_most_worth_a_look_are_taken_in_the_order_of_the_photo():
+    focusing = stage(teacher_grid=4, even_share=0.0)
+    saliency = torch.arange(16.0).flip(0)[None]
+    assert focusing.choose(saliency, 5).tolist() == [[0, 1, 2, 3, 4]]
+    saliency[0, 13] = 99
+    assert focusing.choose(saliency, 5).tolist() == [[0, 1, 2, 3, 13]]
+    assert focusing.choose(saliency, 16).tolist() == [list(range(16))]
+    with pytest.raises(ValueError, match="num_tokens is 17, but the photo has 16 patches"):
+        focusing.choose(saliency, 17)
+
+
+def test_a_share_of_the_tokens_is_an_even_grid_whatever_is_guessed():
+    focusing = stage(teacher_grid=4, even_share=0.5)
+    chosen = focusing.choose(torch.arange(16.0)[None], 8)
+    assert {5, 7, 13, 15} < set(chosen[0].tolist())  # two by two: the patches behind the middles of four quarters
+    assert {14, 12, 11, 10} < set(chosen[0].tolist())
+
+
+@torch.no_grad()
+def test_guesses_of_tiles_stand_where_their_patches_are():
+    focusing = stage(num_tokens=4, teacher_grid=4)
+    focusing.saliency.weight.zero_()
+    focusing.saliency.bias.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))  # the four patches of each of four tiles
+    expected = torch.tensor([[1.0, 2, 1, 2], [3, 4, 3, 4], [1, 2, 1, 2], [3, 4, 3, 4]])
+    width = focusing.config.hidden_size
+    assert torch.equal(focusing._guess(torch.randn(1, 4, width)).view(4, 4), expected)
+
+
+@torch.no_grad()
+def test_a_token_says_what_it_is_and_where_it_stands():
+    model = tiny_model("chosen", teacher_grid=4, num_tokens=4)
+    output = model(PIXELS, num_tokens=6)
+    assert output.cells.shape == (2, 6) and (output.cells.diff(dim=1) > 0).all()
+    boxes = output.token_rois[-1]
+    torch.testing.assert_close(boxes[..., 0], (output.cells % 4) / 4)
+    torch.testing.assert_close(boxes[..., 3], (output.cells // 4 + 1) / 4)
+    assert output.saliency.shape == (2, 16)
+
+
+def test_choosing_has_no_gradient_and_guessing_has_its_own():
+    model = tiny_model("chosen", teacher_grid=4, num_tokens=4)
+    model(PIXELS, num_tokens=6).last_hidden_state.square().sum().backward()
+    assert isinstance(model.focusing, ChosenFocusing)
+    assert model.focusing.saliency.weight.grad is None
+    output = model(PIXELS)
+    attended = torch.rand(2, 16)
+    loss, parts = align(output, Target(output.pooler_output.detach(), saliency=attended), Objective())
+    assert parts.keys() == {"pooled", "saliency"}
+    loss.backward()
+    assert model.focusing.saliency.weight.grad.abs().sum() > 0
+
+
+def test_the_saliency_loss_is_zero_where_the_guess_is_right_and_positive_elsewhere():
+    attended = torch.rand(3, 16) + 0.1
+    target = Target(torch.empty(0), saliency=attended)
+    assert saliency_error(attended.log() + 5, target).item() == pytest.approx(0, abs=1e-6)
+    assert saliency_error(torch.zeros(3, 16), target) > 0.01
+
+
+def test_a_chosen_patch_is_held_to_its_own_token():
+    tokens = torch.arange(16.0)[None, :, None]
+    assert anchor_targets(tokens, 3, cells=torch.tensor([[2, 7, 15]])).flatten().tolist() == [2, 7, 15]
+
+
+@torch.no_grad()
+def test_what_is_guessed_is_what_the_cheap_alternative_selects_by(clip_folder: Path):
+    teacher = open_teacher(clip_folder)
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    states = teacher.model(pixels).hidden_states
+    received = attention_received(teacher.model.blocks[-2], states[-3], 1)
+    kept = reduce(teacher, "cls-attention", 2, read_layer=-2)(pixels, output_hidden_states=True).hidden_states[-2][
+        :, 1:
+    ]
+    best = received.topk(2, dim=1).indices.sort(dim=1).values
+    torch.testing.assert_close(kept, states[-2][:, 1:].gather(1, best[..., None].expand(-1, -1, kept.shape[-1])))
+
+
+def test_patches_cannot_be_chosen_without_a_first_look(clip_folder: Path):
+    with pytest.raises(ValueError, match="coarse_blocks is 0"):
+        tiny_config("chosen", coarse_blocks=0)
+    teacher = open_teacher(clip_folder)
+    with pytest.raises(ValueError, match="chosen focusing starts from a square grid"):
+        inherit(teacher, student_config(teacher.config, focusing="chosen", num_tokens=5))
