@@ -12,14 +12,14 @@ BESIDE := $(if $(filter clip-tiny,$(TEACHER)),sparseformer-tiny-49)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup test lint types check format quickstart clean
+.PHONY: setup test lint types check format quickstart demo clean
 
 setup: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[train,eval]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[train,eval,demo]" --group dev
 	touch $@
 
 test: setup
@@ -49,6 +49,14 @@ quickstart: setup
 	@echo "  $(BIN)/python scripts/bootstrap_clip.py --photos /your/photos --out runs/mine --steps 2000"
 	@echo "  $(BIN)/python scripts/bootstrap_clip.py --teacher openai/clip-vit-large-patch14-336 --photos /your/photos --out runs/sf49 --steps 20000"
 	@echo "  $(BIN)/python scripts/swap_llava_tower.py --host llava-hf/llava-1.5-7b-hf --tower runs/sf49 --out runs/llava-49"
+
+# Opens the demo in a browser, offline once it is installed. Your own models: make demo DEMO="--host runs/llava-49"
+demo: setup $(VENV)/demo-installed
+	$(BIN)/python demo/app.py --browser $(DEMO)
+
+$(VENV)/demo-installed: pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	touch $@
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache

@@ -8,8 +8,8 @@ Messages are transformers' own: {"role", "content"}, where content is a text or 
 """
 
 import hashlib
+import sys
 import threading
-import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from .chat_reply import Reply
+from .chat_reply import Clock, Reply, Turns
 from .swap_plan import HOSTS
 from .swap_quantized import check_census, quantization
 from .tensors import check_loaded
@@ -46,24 +46,25 @@ def assistant_message(text: str) -> Message:
 
 
 class Host:
-    """A LLaVA and its processor, ready for questions; one reply is generated at a time, whoever asks.
+    """A LLaVA and its processor, ready for questions; replies that are asked for at once are written in turns.
 
     Args:
         model: A LlavaForConditionalGeneration, LlavaNext... or LlavaOnevision....
         processor: Its processor; the tokenizer gets a padding token if it has none.
         source: What it is called in results.
+        turns: Shared by hosts that share weights; default its own.
 
     Raises:
         ValueError: The processor has no chat template.
     """
 
-    def __init__(self, model: Any, processor: Any, source: str = "host") -> None:
+    def __init__(self, model: Any, processor: Any, source: str = "host", turns: Turns | None = None) -> None:
         if not processor.chat_template:
             raise ValueError(f"The processor of {source} has no chat template, so that it is unknown how to ask it.")
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
         self.model, self.processor, self.source = model.eval(), processor, source
-        self._lock = threading.Lock()
+        self.turns = turns or Turns()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -76,6 +77,11 @@ class Host:
                 places = torch.linspace(0, len(flat) - 1, min(len(flat), 64), dtype=torch.float64).long()
                 digest.update(str(flat[places.to(flat.device)].double().tolist()).encode())
         return digest.hexdigest()[:12]
+
+    @cached_property
+    def token_budget(self) -> int:
+        """Tokens the LLM reads for a square photo."""
+        return self.image_tokens(Image.new("RGB", (64, 64)))
 
     def image_tokens(self, image: Image.Image) -> int:
         """Tokens the LLM reads for this photo."""
@@ -104,7 +110,7 @@ class Host:
         if not conversations:
             return []
         inputs = self.encode(conversations, images)
-        with self._lock:
+        with self.turns:
             output = self.model.generate(**inputs, **GREEDY, max_new_tokens=max_new_tokens)
         new = output[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
@@ -118,6 +124,7 @@ class Host:
         temperature: float = 0.0,
         top_p: float = 1.0,
         stop: threading.Event | None = None,
+        pixel_values: Tensor | None = None,
     ) -> Reply:
         """The next turn of one conversation, as it is written.
 
@@ -128,20 +135,31 @@ class Host:
             temperature: 0 is greedy.
             top_p: Share of the probability that is sampled from.
             stop: Setting it ends the reply after the token that is being written.
+            pixel_values: Takes the place of what the processor makes of the photos, such as the same views with more pixels.
 
         Raises:
-            ValueError: Photos and image parts differ in number.
+            ValueError: Photos and image parts differ in number, or the conversation is longer than the model reads.
         """
-        started = time.perf_counter()
+        clock = Clock()
         sampling = GREEDY if temperature <= 0 else dict(do_sample=True, temperature=temperature, top_p=top_p)
         inputs = self.encode([messages], [images])
-        facts = dict(
+        facts: dict[str, Any] = dict(
             tokens_per_image=self._image_tokens(inputs) / max(len(images), 1),
             prompt_tokens=inputs["input_ids"].shape[1],
         )
-        settings = dict(sampling, max_new_tokens=max_new_tokens)
+        if pixel_values is not None:
+            inputs["pixel_values"] = pixel_values.to(self.model.device, self.model.dtype)
+        settings = dict(sampling, max_new_tokens=min(max_new_tokens, self._room(facts["prompt_tokens"])))
         return Reply(
-            self.model, self.processor, self._lock, inputs, settings, stop or threading.Event(), started, facts
+            self.model,
+            self.processor,
+            self.turns,
+            inputs,
+            settings,
+            stop or threading.Event(),
+            clock,
+            facts,
+            self._bytes_per_token(),
         )
 
     def encode(
@@ -150,12 +168,10 @@ class Host:
         """Tensors for `generate`, padded on the left: input_ids (B, T), attention_mask, pixel_values, ..."""
         texts = []
         for messages, shown in zip(conversations, images, strict=True):
-            turns = [self._plain(message) for message in messages]
-            places = sum(part["type"] == "image" for turn in turns for part in turn["content"])
+            places = sum(part["type"] == "image" for turn in messages for part in _parts(turn))
             if places != len(shown):
                 raise ValueError(f"The messages have {places} image parts, but {len(shown)} photos are given.")
-            texts.append(self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        bos = self.processor.tokenizer.bos_token
+            texts.append(written(self.processor, messages))
         # A list a conversation: OneVision tiles a photo that stands alone, and not those that come together.
         photos = [list(shown) for shown in images if shown]
         inputs = self.processor(
@@ -164,24 +180,58 @@ class Host:
             return_tensors="pt",
             padding=True,
             padding_side="left",
-            add_special_tokens=not (bos and texts[0].startswith(bos)),  # templates may write it themselves
+            add_special_tokens=lacks_start(self.processor, texts[0]),
         )
         return dict(inputs.to(self.model.device, self.model.dtype))
 
-    def _plain(self, message: Message) -> Message:
-        """A message as templates expect it, in parts; the user's text must not pass for a photo."""
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        plain = [
-            dict(part, text=part["text"].replace(self.processor.image_token, ""))
-            if part["type"] == "text"
-            else {"type": part["type"]}
-            for part in parts
-        ]
-        return {"role": message["role"], "content": plain}
+    def _room(self, prompt_tokens: int) -> int:
+        """Tokens that a reply may have after so long a prompt."""
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if longest is not None and prompt_tokens >= longest:
+            raise ValueError(
+                f"The conversation takes {prompt_tokens} tokens, and this model reads at most {longest}: start a new one, or "
+                "show fewer photos."
+            )
+        return sys.maxsize if longest is None else longest - prompt_tokens
+
+    def _bytes_per_token(self) -> int:
+        """Keys and values of all layers."""
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return 2 * config.num_hidden_layers * heads * width * self.model.dtype.itemsize
 
     def _image_tokens(self, inputs: dict[str, Tensor]) -> int:
         return int((inputs["input_ids"] == self.processor.image_token_id).sum())
+
+
+def written(processor: Any, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    """A conversation in the host's own chat template; what a user types does not pass for a photo."""
+    turns = [
+        {
+            "role": message["role"],
+            "content": [
+                dict(part, text=part["text"].replace(processor.image_token, ""))
+                if part["type"] == "text"
+                else {"type": part["type"]}
+                for part in _parts(message)
+            ],
+        }
+        for message in messages
+    ]
+    return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+
+def lacks_start(processor: Any, text: str) -> bool:
+    """Whether the tokenizer must add what a text starts with: some templates write it themselves."""
+    bos = processor.tokenizer.bos_token
+    return not (bos and text.startswith(bos))
+
+
+def _parts(message: Message) -> list[dict[str, Any]]:
+    """A message's content as templates expect it."""
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def open_host(

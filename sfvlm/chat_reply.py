@@ -1,7 +1,12 @@
-"""A host's reply while it is written: its pieces as they come, and what it cost."""
+"""A host's reply while it is written: its pieces as they come, and what it cost.
+
+Replies that are written at the same time take turns, a word each: the model computes for one of them at a time, and the
+clock of the others stands still meanwhile.
+"""
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +19,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 
 @dataclass(frozen=True)
 class Timings:
-    """What one reply cost; times are None where there was nothing to time."""
+    """What one reply cost, without the waiting for other replies; times are None where there was nothing to time."""
 
     tokens_per_image: float  # that the LLM reads; their mean where photos are tiled
     prompt_tokens: int  # those included
@@ -22,28 +27,90 @@ class Timings:
     encode_ms: float | None  # tower and projector
     first_token_ms: float | None  # from the call of `stream`, image processing and encoding included
     tokens_per_second: float | None  # after the first
+    cache_bytes: int  # keys and values of prompt and reply
+
+
+class Turns:
+    """One at a time, first come, first served; who has the turn can let the others go first in between."""
+
+    def __init__(self) -> None:
+        self._guard, self._taken = threading.Lock(), False
+        self._waiting: deque[threading.Event] = deque()
+
+    def __enter__(self) -> None:
+        called = threading.Event()
+        with self._guard:
+            if self._taken:
+                self._waiting.append(called)
+            else:
+                called.set()
+            self._taken = True
+        called.wait()
+
+    def __exit__(self, *_: object) -> None:
+        with self._guard:
+            self._taken = bool(self._waiting)
+            if self._waiting:
+                self._waiting.popleft().set()
+
+    def pass_on(self) -> None:
+        """Lets those who wait go first."""
+        if self._waiting:
+            self.__exit__()
+            self.__enter__()
+
+
+class Clock:
+    """Seconds since it was made, without those in which it was stopped."""
+
+    def __init__(self) -> None:
+        self._start, self._stopped = time.perf_counter(), 0.0
+        self._since: float | None = None
+
+    def __call__(self) -> float:
+        return (time.perf_counter() if self._since is None else self._since) - self._start - self._stopped
+
+    def stop(self) -> None:
+        self._since = time.perf_counter()
+
+    def go_on(self) -> None:
+        if self._since is not None:
+            self._stopped += time.perf_counter() - self._since
+            self._since = None
 
 
 class Reply:
-    """A reply while it is written: iterate over its pieces, once; then `timings` says what it cost."""
+    """A reply while it is written: iterate over its pieces, once; then `timings` says what it cost.
+
+    Args:
+        model, processor: The host's.
+        turns: Whoever computes with the model's weights has the turn.
+        inputs, settings: What `generate` takes.
+        stop: Setting it ends the reply.
+        clock: Runs since the reply was asked for.
+        facts: Of `Timings`: tokens_per_image, prompt_tokens.
+        bytes_per_token: Of keys and values.
+    """
 
     def __init__(
         self,
         model: Any,
         processor: Any,
-        lock: threading.Lock,
+        turns: Turns,
         inputs: dict[str, Tensor],
         settings: dict[str, Any],
         stop: threading.Event,
-        started: float,
+        clock: Clock,
         facts: dict[str, Any],
+        bytes_per_token: int,
     ) -> None:
-        self._model, self._lock, self._inputs, self._settings, self._facts = model, lock, inputs, settings, facts
-        self._streamer = _TimedStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._started = started
+        self._model, self._turns, self._inputs, self._settings, self._facts = model, turns, inputs, settings, facts
+        self._clock, self._bytes_per_token = clock, bytes_per_token
+        self._streamer = _TimedStreamer(processor.tokenizer, turns, clock)
         self._stops = (stop, threading.Event())  # the caller's, who may use it again, and ours
         self._encode_times: list[float] = []
         self._error: BaseException | None = None
+        clock.stop()
 
     def __iter__(self) -> Iterator[str]:
         thread = threading.Thread(target=self._generate, daemon=True)
@@ -57,6 +124,11 @@ class Reply:
             raise self._error
 
     @property
+    def tokens(self) -> list[int]:
+        """Token ids so far, the one that ends a reply included."""
+        return list(self._streamer.tokens)
+
+    @property
     def timings(self) -> Timings:
         """What the reply cost so far."""
         times, encode = self._streamer.times, self._encode_times
@@ -64,14 +136,16 @@ class Reply:
             **self._facts,
             new_tokens=len(times),
             encode_ms=1000 * (encode[1] - encode[0]) if len(encode) > 1 else None,
-            first_token_ms=1000 * (times[0] - self._started) if times else None,
+            first_token_ms=1000 * times[0] if times else None,
             tokens_per_second=(len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
+            cache_bytes=(self._facts["prompt_tokens"] + len(times)) * self._bytes_per_token,
         )
 
     def _generate(self) -> None:
         criteria = StoppingCriteriaList([_StopsOn(self._stops)])
         try:
-            with self._lock, ExitStack() as hooks:
+            with self._turns, ExitStack() as hooks:
+                self._clock.go_on()
                 if not any(event.is_set() for event in self._stops):
                     self._time_encoding(hooks)
                     self._model.generate(
@@ -86,7 +160,7 @@ class Reply:
         def stamp(*_: Any) -> None:
             if self._model.device.type == "cuda":
                 torch.cuda.synchronize(self._model.device)
-            self._encode_times.append(time.perf_counter())
+            self._encode_times.append(self._clock())
 
         body: nn.Module = self._model.model
         begin = body.get_submodule("vision_tower").register_forward_pre_hook(stamp)
@@ -96,16 +170,23 @@ class Reply:
 
 
 class _TimedStreamer(TextIteratorStreamer):
-    """Also notes when each token came; the first thing `generate` puts is the prompt."""
+    """Also notes when each token came, and gives the turn to others then; the first thing `generate` puts is the prompt."""
 
-    def __init__(self, tokenizer: Any, **options: Any) -> None:
-        super().__init__(tokenizer, **options)
+    def __init__(self, tokenizer: Any, turns: Turns, clock: Clock) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.turns, self.clock = turns, clock
         self.times: list[float] = []
+        self.tokens: list[int] = []
 
     def put(self, value: Tensor) -> None:
-        if not self.next_tokens_are_prompt:
-            self.times.append(time.perf_counter())
+        is_prompt = self.next_tokens_are_prompt
         super().put(value)
+        if not is_prompt:
+            self.times.append(self.clock())
+            self.tokens += value.flatten().tolist()
+            self.clock.stop()
+            self.turns.pass_on()
+            self.clock.go_on()
 
 
 class _StopsOn(StoppingCriteria):

@@ -19,6 +19,7 @@ COMMANDS = {
     "convert": ("sfvlm.commands.convert", "ConvertCommand", "convert_command"),
     "speed": ("sfvlm.commands.speed", "SpeedCommand", "speed_command"),
     "boxes": ("sfvlm.commands.boxes", "BoxesCommand", "boxes_command"),
+    "focus": ("sfvlm.commands.focus", "FocusCommand", "focus_command"),
     "zoo": ("sfvlm.commands.zoo", "ZooCommand", "zoo_command"),
 }
 

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
 from . import roi
@@ -46,6 +46,29 @@ def draw_boxes(
                 (x * width - stroke, y * height - stroke, x * width + stroke, y * height + stroke), fill=(*color, 200)
             )
     return canvas
+
+
+def draw_attention(image: Image.Image, boxes: Tensor, weights: Tensor, marked: int = 5) -> Image.Image:
+    """Lights the photo where boxes (N, 4) with large weights (N,) lie, darkens the rest, and outlines the largest ones.
+
+    Args:
+        image: The photo that the boxes are in fractions of.
+        boxes: Of one step.
+        weights: The largest is fully lit, the smallest not at all.
+        marked: How many boxes are outlined.
+    """
+    above = weights - weights.min()
+    shares = (above / above.max()).tolist() if above.max() > 0 else [1.0] * len(weights)
+    light = Image.new("L", image.size, 0)
+    for index in weights.argsort().tolist():  # the strongest last, on top
+        left, top, right, bottom = (
+            round(value * side) for value, side in zip(boxes[index].tolist(), image.size * 2, strict=True)
+        )
+        light.paste(round(255 * shares[index]), (left, top, right, bottom))
+    light = light.filter(ImageFilter.GaussianBlur(min(image.size) / 80))
+    dark = Image.blend(image.convert("RGB"), Image.new("RGB", image.size, "black"), 0.72)
+    lit = Image.composite(image.convert("RGB"), dark, light)
+    return draw_boxes(lit, boxes, tokens=weights.argsort(descending=True)[:marked].tolist())
 
 
 def contact_sheet(images: list[Image.Image], columns: int, gap: int = 6) -> Image.Image:

@@ -33,7 +33,7 @@ def test_only_the_asked_tokens_and_points_are_drawn() -> None:
     assert points[8, 8].sum() > 0
 
 
-@pytest.mark.parametrize("focusing", ["inherited", "fresh"])
+@pytest.mark.parametrize("focusing", ["inherited", "chosen", "fresh"])
 def test_every_step_has_a_panel(focusing: str) -> None:
     model = randomize(tiny_model(focusing), scale=0.05)
     photo = Image.effect_noise((60, 40), 80).convert("RGB")
@@ -69,4 +69,4 @@ def test_the_command_line_draws_and_names_what_is_unknown(tmp_path: Path, capsys
     with pytest.raises(SystemExit) as stopped:
         main(["dance"])
     assert stopped.value.code == 2
-    assert "bootstrap, zeroshot, swap, vqa, convert, speed, boxes, zoo" in capsys.readouterr().err
+    assert "bootstrap, zeroshot, swap, vqa, convert, speed, boxes, focus, zoo" in capsys.readouterr().err

@@ -1,0 +1,214 @@
+"""Chat: a conversation with one side of the host, about any number of photos."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from photos import example_photos, in_words, open_photo
+
+from sfvlm.chat import Host, Message, assistant_message, user_message
+from sfvlm.side_words import cost_in_words
+from sfvlm.sides import Sides
+
+EMPTY = "Write a question, with or without a photo."
+WAITING, WARNING = "…", "⚠"  # what stands in place of an answer
+
+
+def chat_tab(sides: Sides, feedback: Path | None, users: int) -> None:
+    """Builds the tab. API: /chat."""
+    hosts = sides.hosts
+    with gr.Row():
+        with gr.Column(scale=3, min_width=420):
+            chatbot = gr.Chatbot(
+                height=470,
+                render=False,
+                show_label=False,
+                elem_id="chat",
+                placeholder="**Ask about a photo.**\n\nDrop one into the box below, or start from an example.",
+                buttons=["copy"],
+                feedback_options=None if feedback is None else ("Like", "Dislike"),
+            )
+            holder = gr.Column()
+            cost = gr.Markdown("", elem_classes="cost", elem_id="chat-cost")
+            below = gr.Column()
+        with gr.Column(scale=1, min_width=220):
+            settings = _settings(hosts)
+    box = gr.MultimodalTextbox(
+        file_types=["image"],
+        file_count="multiple",
+        sources=["upload"],
+        placeholder="A question about a photo",
+        show_label=False,
+        stop_btn=True,
+        elem_id="chat-box",
+        render=False,
+    )
+    with holder:
+        gr.ChatInterface(
+            Chat(hosts).answer,
+            multimodal=True,
+            chatbot=chatbot,
+            textbox=box,
+            additional_inputs=settings,
+            additional_outputs=[cost],
+            concurrency_limit=users,
+            api_name="chat",
+            autofocus=False,
+            flagging_mode="never",
+            fill_height=False,
+        )
+    with below:
+        examples = [[{"text": text, "files": [path]}] for path, text in example_photos()]
+        gr.Examples(examples, [box], label="Examples: click one, then send it")
+    if feedback is not None:
+        chatbot.like(Feedback(feedback, sides.name).add, inputs=[chatbot, settings[0]], api_visibility="private")
+
+
+def _settings(hosts: dict[str, Host]) -> list[Any]:
+    """Side, sampling, length and system prompt."""
+    names = list(hosts)
+    choices = [(f"{name.capitalize()}, {hosts[name].token_budget} tokens a photo", name) for name in names]
+    side = gr.Radio(choices, value=names[-1], label="Tower", elem_id="chat-side")
+    longest = gr.Slider(1, 1024, value=256, step=1, label="Longest answer, tokens")
+    temperature = gr.Slider(0, 1.5, value=0, step=0.05, label="Temperature", info="0: always the likeliest word")
+    top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top-p", info="Share of the likelihood to choose from")
+    system = gr.Textbox(label="System prompt", lines=2, placeholder="The host's own")
+    with gr.Accordion("The host's chat template", open=False):
+        gr.Code(next(iter(hosts.values())).processor.chat_template, language=None, show_label=False, max_lines=14)
+    return [side, temperature, top_p, longest, system]
+
+
+class Chat:
+    """What the chat calls."""
+
+    def __init__(self, hosts: dict[str, Host]) -> None:
+        self.hosts = hosts
+
+    def answer(
+        self,
+        message: dict[str, Any],
+        history: list[dict[str, Any]],
+        side: str,
+        temperature: float,
+        top_p: float,
+        max_tokens: int,
+        system: str,
+    ) -> Iterator[tuple[str, str]]:
+        """Answers the next turn of a conversation about photos, piece by piece.
+
+        Args:
+            message: The turn, {"text": ..., "files": [...]}.
+            history: The turns before.
+            side: "dense" or "sparse": the tower that reads the photos.
+            temperature: 0 always takes the likeliest word.
+            top_p: Share of the likelihood to choose from.
+            max_tokens: The longest answer.
+            system: A system prompt; empty for the host's own.
+
+        Returns:
+            The answer so far, and what it cost.
+        """
+        stop = threading.Event()
+        text = ""
+        try:
+            turns, paths = conversation(message, history, system)
+            photos = [open_photo(path) for path in paths]
+            reply = self.hosts[side].stream(
+                turns, photos, max_new_tokens=int(max_tokens), temperature=temperature, top_p=top_p, stop=stop
+            )
+            yield WAITING, ""
+            for piece in reply:
+                text += piece
+                yield text, ""
+            yield text.strip() or "*(The model ended without a word.)*", cost_in_words(reply.timings)
+        except Exception as error:
+            yield f"{text}\n\n{WARNING} {in_words(error)}".strip(), ""
+        finally:
+            stop.set()
+
+
+def conversation(
+    message: dict[str, Any], history: list[dict[str, Any]], system: str
+) -> tuple[list[Message], list[str]]:
+    """Turns as hosts take them and the photos' paths, from what the page keeps and what gradio_client sends.
+
+    What ended in a warning is left out, its photos too: a broken one would stop every further turn. Photos that came without
+    a question belong to the next one.
+
+    Raises:
+        ValueError: Nothing is asked.
+    """
+    text, files = (message.get("text") or "").strip(), list(message.get("files") or [])
+    if not text:
+        raise ValueError(EMPTY)
+    turns: list[Message] = []
+    paths: list[str] = []
+    asked: list[str] = []  # words and photos of one turn: the page keeps each as a message of its own
+    pending: list[str] = []
+    for turn in history:
+        words, shown = _parts(turn["content"])
+        if turn["role"] == "user":
+            asked += [words] if words else []
+            pending += shown
+        elif turn["role"] == "assistant" and asked:
+            if words != WAITING and not words.startswith(WARNING):
+                turns += [user_message("\n".join(asked), len(pending)), assistant_message(words)]
+                paths += pending
+            if words != WAITING:
+                pending = []
+            asked = []
+    pending += [_path(file) for file in files]
+    turns.append(user_message(text, len(pending)))
+    if system.strip():
+        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system.strip()}]})
+    return turns, paths + pending
+
+
+def _parts(content: Any) -> tuple[str, list[str]]:
+    """Text and files of one message: a text, a file, or a list of both, as components or plain."""
+    words: list[str] = []
+    files: list[str] = []
+    for part in content if isinstance(content, list | tuple) else [content]:
+        if isinstance(part, str):
+            words.append(part)
+        elif isinstance(part, dict) and part.get("type") == "text":
+            words.append(part.get("text") or "")
+        elif part is not None:
+            files.append(_path(part["file"] if isinstance(part, dict) and "file" in part else part))
+    return "\n".join(words).strip(), files
+
+
+def _path(file: Any) -> str:
+    if isinstance(file, str):
+        return file
+    path = file.get("path") if isinstance(file, dict) else getattr(file, "path", None)
+    if not path:
+        raise ValueError("A photo of this conversation is not there any more: clear it and start anew.")
+    return str(path)
+
+
+class Feedback:
+    """Adds a thumb up or down, with the conversation's text, to a file of JSON lines; photos are only counted."""
+
+    def __init__(self, path: Path, host: str) -> None:
+        self.path, self.host, self._guard = path, host, threading.Lock()
+
+    def add(self, history: list[dict[str, Any]], side: str, liked: gr.LikeData) -> None:
+        turns = []
+        for turn in history:
+            words, files = _parts(turn["content"])
+            turns.append({"role": turn["role"], "text": words, "photos": len(files)})
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "host": self.host,
+            "side": side,
+            "liked": bool(liked.liked),
+            "message": liked.index,
+            "conversation": turns,
+        }
+        with self._guard, self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

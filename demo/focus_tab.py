@@ -1,0 +1,180 @@
+"""Focus: a rectangle on the photo into which the tokens are sent, at the photo's full resolution."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+from photos import example_photos, in_words, open_photo, photo_input
+from PIL import Image, ImageDraw
+from rectangle import as_source, rectangle_picture
+
+from sfvlm.chat import Host, user_message
+from sfvlm.focus import focused
+from sfvlm.looking import boxes_of, seen_view
+from sfvlm.scene_texts import Box
+from sfvlm.side_words import cost_in_words
+from sfvlm.sides import Sides, write_together
+from sfvlm.visualize import draw_boxes
+
+WHOLE, FOCUSED = "whole", "focused"
+MIDDLE = "30, 30, 70, 70"
+Shown = tuple[str, str, str, str, Image.Image | None, str]
+
+
+def focus_tab(sides: Sides, limits: dict[str, Any]) -> None:
+    """Builds the tab. API: /focus."""
+    reason = _reason_without(sides)
+    if reason:
+        gr.Markdown(reason)
+        return
+    assert sides.sparse is not None
+    question = gr.Textbox(label="Question", lines=2, elem_id="focus-question", render=False)
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=1, min_width=360):
+            photo = photo_input(label="Photo", height=380, elem_id="focus-photo")
+            picture = rectangle_picture(visible=False, elem_id="focus-picture")
+            hint = gr.Markdown(
+                "Choose a photo, then drag a rectangle over what you want to know more of.", elem_classes="hint"
+            )
+            with gr.Row():
+                another = gr.Button("Another photo", visible=False, elem_id="focus-another")
+            gr.Examples([list(each) for each in example_photos()], [photo, question], label="Examples")
+        with gr.Column(scale=1, min_width=360):
+            question.render()
+            rectangle = gr.Textbox(
+                MIDDLE, label="Rectangle", info="Left, top, right, bottom in % of the view", elem_id="focus-rectangle"
+            )
+            share = gr.Slider(
+                10, 100, value=100, step=5, label="Tokens sent into the rectangle, %", elem_id="focus-share"
+            )
+            with gr.Row():
+                ask = gr.Button("Ask with focus", variant="primary", elem_id="focus-ask")
+                stop = gr.Button("Stop")
+            whole = gr.Textbox(label="Answer from the whole photo", lines=2, elem_id="focus-whole")
+            whole_cost = gr.Markdown(elem_classes="cost")
+            answer = gr.Textbox(label="Answer with focus", lines=2, elem_id="focus-answer")
+            cost = gr.Markdown(elem_classes="cost")
+            verdict = gr.Markdown(elem_classes="hint", elem_id="focus-verdict")
+            boxes = gr.Image(
+                label="Where the tokens looked", interactive=False, height=320, buttons=[], elem_id="focus-boxes"
+            )
+    asked = gr.on(
+        [ask.click, question.submit],
+        Focus(sides.sparse).ask,
+        inputs=[photo, question, rectangle, share],
+        outputs=[whole, whole_cost, answer, cost, boxes, verdict],
+        api_name="focus",
+        **limits,
+    )
+    stop.click(None, cancels=[asked], api_visibility="private")
+    chosen: dict[str, Any] = dict(
+        outputs=[picture, photo, another, hint], api_visibility="private", show_progress="hidden"
+    )
+    photo.change(_Chosen(sides.sparse).show, photo, **chosen)
+    another.click(lambda: None, None, photo, api_visibility="private")
+    picture.select(_drawn, None, rectangle, api_visibility="private", show_progress="hidden")
+
+
+def _reason_without(sides: Sides) -> str:
+    """Why the tab is empty."""
+    if sides.sparse is None or sides.tower is None:
+        return f"There are no boxes to send anywhere. {sides.note or 'The sparse side of this host has none.'}"
+    if sides.sparse.model.config.model_type != "llava":
+        return "Focus is for hosts that see a photo as one square; this one cuts it into tiles."
+    return ""
+
+
+class Focus:
+    """What the tab calls."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def ask(self, photo: str, question: str, rectangle: str = MIDDLE, share: float = 100) -> Iterator[Shown]:
+        """Answers a question from the whole photo, and again with the tokens' boxes sent into a rectangle of it.
+
+        Args:
+            photo: The photo.
+            question: What is asked.
+            rectangle: Left, top, right and bottom in % of the view, the middle square of the photo.
+            share: How many % of the tokens go there.
+
+        Returns:
+            The answer from the whole photo and its cost, the answer with focus and its cost, the view with all boxes, and
+            what was read.
+        """
+        stop = threading.Event()
+        texts, costs = {WHOLE: "", FOCUSED: ""}, {WHOLE: "", FOCUSED: ""}
+        drawn, told = None, ""
+        try:
+            image, box = open_photo(photo), parse_rectangle(rectangle)
+            if not question.strip():
+                raise ValueError("Write a question about the photo.")
+            messages = [user_message(question, 1)]
+            with focused(self.host, image, box, share / 100) as (twin, pixels):
+                found, _ = boxes_of(twin, pixels)
+                drawn = _outlined(draw_boxes(seen_view(self.host, image), found[-1]), box)
+                told = f"The view was read at {pixels.shape[-1]} x {pixels.shape[-1]} pixels; the photo has {image.width} x {image.height}."
+                replies = {
+                    WHOLE: self.host.stream(messages, [image], max_new_tokens=64, stop=stop),
+                    FOCUSED: twin.stream(messages, [image], max_new_tokens=64, stop=stop, pixel_values=pixels),
+                }
+                for piece in write_together(replies, stop):
+                    texts[piece.side] += piece.text
+                    if piece.error is not None:
+                        raise piece.error
+                    if piece.ended:
+                        costs[piece.side] = cost_in_words(replies[piece.side].timings)
+                    yield _shown(texts, costs, drawn, told)
+        except Exception as error:
+            yield _shown(texts, costs, drawn, f"⚠ {in_words(error)}")
+        finally:
+            stop.set()
+
+
+def parse_rectangle(text: str) -> Box:
+    """Four numbers in % to fractions.
+
+    Raises:
+        ValueError: They are not four, or not a rectangle of the view.
+    """
+    try:
+        x1, y1, x2, y2 = (float(each) / 100 for each in text.split(","))
+    except ValueError:
+        raise ValueError(f"The rectangle is {text!r}; it must be four numbers, such as {MIDDLE}.") from None
+    if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
+        raise ValueError(f"The rectangle {text} is not on the view: left < right and top < bottom, from 0 to 100 %.")
+    return x1, y1, x2, y2
+
+
+def _outlined(picture: Image.Image, box: Box) -> Image.Image:
+    corners = [value * side for value, side in zip(box, picture.size * 2, strict=True)]
+    ImageDraw.Draw(picture).rectangle(corners, outline="white", width=4)
+    return picture
+
+
+def _shown(texts: dict[str, str], costs: dict[str, str], drawn: Image.Image | None, told: str) -> Shown:
+    return texts[WHOLE].strip(), costs[WHOLE], texts[FOCUSED].strip(), costs[FOCUSED], drawn, told
+
+
+class _Chosen:
+    """Shows the view of a photo in place of the photo, to be drawn on."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def show(self, path: str | None) -> tuple[Any, Any, Any, Any]:
+        start = "Choose a photo, then drag a rectangle over what you want to know more of."
+        if path is None:
+            return gr.update(visible=False), gr.update(visible=True), gr.update(visible=False), start
+        try:
+            view = seen_view(self.host, open_photo(path))
+        except Exception as error:
+            return gr.update(visible=False), gr.update(visible=True), gr.update(visible=False), f"⚠ {in_words(error)}"
+        told = "This is what the tower sees. Drag a rectangle over what you want to know more of."
+        return gr.update(value=as_source(view), visible=True), gr.update(visible=False), gr.update(visible=True), told
+
+
+def _drawn(event: gr.EventData) -> str:
+    return ", ".join(f"{100 * value:.0f}" for value in event.box)

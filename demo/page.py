@@ -1,0 +1,81 @@
+"""The page: a heading and five tabs over the two sides of one host."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from chat_tab import chat_tab
+from compare_tab import compare_tab
+from focus_tab import focus_tab
+from gradio.themes import Soft
+from look_tab import look_tab
+from zeroshot_tab import zeroshot_tab
+
+from sfvlm.ranking import Ranker
+from sfvlm.sides import Sides
+
+# One photo, one word at a time: all that computes with the model shares this queue.
+QUEUE = "model"
+STYLE = """
+.gradio-container {max-width: 1180px !important; margin: 0 auto !important}
+#title {padding: 14px 0 2px}
+#title h1 {margin: 0; font-size: 1.5rem}
+.cost p, .hint p {font-size: .85rem; color: var(--neutral-500); padding: 0 4px}
+.verdict p {font-size: 1.05rem; padding: 0 4px}
+#chat button[aria-label="Share"], #chat button[title="Share"] {display: none}
+footer {opacity: .6}
+"""
+
+
+def page_style() -> dict[str, Any]:
+    """What `launch` takes of the page's looks; fonts are the system's, so that nothing is fetched."""
+    fonts = ["system-ui", "sans-serif"]
+    theme = Soft(primary_hue="indigo", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"])
+    theme = theme.set(
+        body_background_fill="*neutral_50",
+        block_title_background_fill="none",
+        block_title_padding="0",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        block_label_background_fill="*neutral_50",
+        block_label_text_color="*neutral_700",
+    )
+    return {"theme": theme, "css": STYLE}
+
+
+def build_page(sides: Sides, ranker: Ranker | str, *, feedback: Path | None = None, users: int = 4) -> gr.Blocks:
+    """The whole page.
+
+    Args:
+        sides: The host.
+        ranker: Of the zero-shot tab, or why there is none.
+        feedback: File for thumbs up and down; None: none are asked for.
+        users: Answers that are written at once.
+    """
+    limits = dict(concurrency_limit=users, concurrency_id=QUEUE)
+    with gr.Blocks(title="sfvlm", analytics_enabled=False) as page:
+        gr.Markdown(f"# sfvlm\n{_heading(sides)}", elem_id="title")
+        if sides.note:
+            gr.Markdown(f"⚠ {sides.note}")
+        with gr.Tab("Chat", id="chat"):
+            chat_tab(sides, feedback, users)
+        with gr.Tab("Compare", id="compare"):
+            compare_tab(sides, limits)
+        with gr.Tab("Look", id="look"):
+            look_tab(sides, limits)
+        with gr.Tab("Focus", id="focus"):
+            focus_tab(sides, limits)
+        with gr.Tab("Zero-shot", id="zeroshot"):
+            zeroshot_tab(ranker, limits)
+    return page
+
+
+def _heading(sides: Sides) -> str:
+    """What one is talking to."""
+    if sides.dense is None or sides.sparse is None:
+        return f"**{sides.name}**, {'dense' if sides.sparse is None else 'sparse'} alone."
+    dense, sparse = sides.dense.token_budget, sides.sparse.token_budget
+    return (
+        f"One LLaVA, **{sides.name}**, with two vision towers: the dense one gives its language model **{dense}** tokens a "
+        f"photo, the sparse one **{sparse}**, which choose where to look."
+    )

@@ -1,0 +1,72 @@
+"""Photos of the page: what people upload, with its limits, and rendered examples."""
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from sfvlm.decode import decode_image
+from sfvlm.scenes import render_scene
+from sfvlm.vqa_sources import SCENE_TEST_SEED
+
+UPLOAD_LIMIT = "20mb"
+MAX_PIXELS = 64_000_000
+EXAMPLES = (  # scene, question
+    (3, "What color is the biggest object?"),
+    (7, "What shape is the biggest object?"),
+    (12, "How many objects are there?"),
+)
+
+
+def photo_input(**options: Any) -> gr.Image:
+    """An image component that hands over the file unopened, so that a broken photo becomes a message of ours."""
+    component = gr.Image(type="filepath", sources=["upload", "clipboard"], buttons=[], **options)
+    component.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
+    return component
+
+
+def open_photo(path: str | None) -> Image.Image:
+    """An uploaded photo, upright.
+
+    Raises:
+        ValueError: There is none, it is broken, or it has too many pixels.
+    """
+    if not path:
+        raise ValueError("Choose a photo first.")
+    try:
+        return decode_image(Path(path).read_bytes(), MAX_PIXELS)
+    except (OSError, ValueError) as error:
+        reason = str(error)
+        if "max_pixels" in reason:
+            reason = (
+                f"it has {reason.split(' is more')[0]} pixels, and at most {MAX_PIXELS // 10**6} million can be read"
+            )
+        raise ValueError(f"The photo {Path(path).name} cannot be opened: {reason}.") from error
+
+
+@functools.cache
+def example_photos() -> tuple[tuple[str, str], ...]:
+    """Rendered photos in a temporary folder, each with a question."""
+    folder = Path(tempfile.mkdtemp(prefix="sfvlm-examples-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    found = []
+    for index, question in EXAMPLES:
+        path = folder / f"scene-{index}.png"
+        render_scene(SCENE_TEST_SEED, index, 896).image.save(path)
+        found.append((str(path), question))
+    return tuple(found)
+
+
+def in_words(error: BaseException) -> str:
+    """An error as a message for people."""
+    if isinstance(error, ValueError):
+        return str(error)
+    if "out of memory" in str(error).lower():
+        return "The model ran out of memory: ask for a shorter answer, or show fewer photos."
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"The model failed ({type(error).__name__}{': ' if first else ''}{first}). Try again, or another photo."

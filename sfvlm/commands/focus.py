@@ -1,0 +1,94 @@
+"""The command that measures what focus is worth on rendered scenes."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..cli import say
+from ..focus import Case, ask_crops, ask_scenes, scene_cases
+from ..results import Row, write_results
+from ..sides import open_sides
+from ..vqa import compare, measure, result_row
+from ..vqa_metrics import Score
+from ..vqa_sources import SCENE_TEST_SEED
+from .vqa import vqa_table
+
+
+@dataclass(frozen=True)
+class FocusCommand:
+    """Ask about single objects of rendered scenes, with the boxes sent to each one and without."""
+
+    host: str = "llava-tiny"
+    """A LLaVA with its dense tower, or a folder that was swapped."""
+    tower: str | None = None
+    """SparseFormer folder or name; default the shipped one for the shipped host, or the one inside a swapped folder."""
+    scenes: int = 200
+    """How many."""
+    seed: int = SCENE_TEST_SEED
+    """Of the scenes."""
+    image_size: int = 896
+    """Their side in pixels."""
+    small_objects: bool = False
+    """Everything measures 4 to 8 % of the photo's side."""
+    share: tuple[float, ...] = (1.0, 0.5)
+    """Shares of the tokens that go into the rectangle, each measured."""
+    margin: float = 0.5
+    """Room around the object, in its longer sides."""
+    device: str | None = None
+    """Default cuda where there is one."""
+    out: Path | None = None
+    """A .json file to write."""
+
+
+def focus_command(command: FocusCommand) -> None:
+    """Asks each way, the whole photo first, and prints a table."""
+    if command.out is not None and command.out.suffix != ".json":
+        raise ValueError(f"--out is {command.out}; it must end in .json.")
+    sides = open_sides(command.host, command.tower, device=command.device)
+    if sides.sparse is None or sides.tower is None:
+        raise ValueError(sides.note or f"The tower of {command.host} has no boxes to send anywhere.")
+    cases = scene_cases(
+        command.scenes, command.seed, image_size=command.image_size, small_objects=command.small_objects
+    )
+    if not cases:
+        raise ValueError(f"{command.scenes} scenes have no question about a single object: take more.")
+    answers = {"whole photo": ask_scenes(sides.sparse, cases, None)}
+    for share in command.share:
+        answers[f"{share:.0%} of the tokens"] = ask_scenes(sides.sparse, cases, share, margin=command.margin)
+    answers["cut out"] = ask_crops(sides.sparse, cases, margin=command.margin)
+    if sides.dense is not None:
+        answers["dense, whole photo"] = ask_scenes(sides.dense, cases, None)
+        answers["dense, cut out"] = ask_crops(sides.dense, cases, margin=command.margin)
+    rows = _rows(command, cases, answers)
+    shown = sorted({name for row in rows for name in row["metrics"] if name.startswith("accuracy/")})
+    say(f"\n{len(cases)} questions about single objects of {command.scenes} scenes, {command.image_size} pixels wide")
+    say(vqa_table(rows, "accuracy", shown))
+    if command.out is not None:
+        write_results(command.out, rows, {"command": shlex.join(sys.argv)})
+        say(f"\nWrote {command.out}.")
+
+
+def _rows(command: FocusCommand, cases: list[Case], answers: dict[str, list[str]]) -> list[Row]:
+    questions = [case.question for case in cases]
+    scores: dict[str, Score] = {name: measure("scenes", questions, texts) for name, texts in answers.items()}
+    first = next(iter(scores.values()))
+    return [
+        result_row(
+            "scenes",
+            name,
+            command.host,
+            score,
+            comparison=None if score is first else compare(first, score),
+            facts=_by_size(cases, score),
+        )
+        for name, score in scores.items()
+    ]
+
+
+def _by_size(cases: list[Case], score: Score) -> dict[str, float]:
+    """Accuracy on small things and on the others."""
+    found: dict[str, list[float]] = {}
+    for case, unit in zip(cases, score.units, strict=True):
+        found.setdefault("small" if case.is_small else "larger", []).append(float(unit))
+    return {f"accuracy/{size}": sum(units) / len(units) for size, units in found.items()}

@@ -1,0 +1,85 @@
+"""Ranks class names for a photo, by a CLIP with its dense tower and with a sparse one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+from .export import open_student
+from .teachers import open_teacher
+from .texts import fill, open_text_encoder
+from .views import evaluation_view, normalize
+from .zoo import resolve
+
+# The factor between cosines and logits where a checkpoint does not tell: the largest that CLIP allows (arXiv 2103.00020).
+SCALE = 100.0
+TEMPLATE = "a picture of a {c}"
+
+
+class Ranker:
+    """A CLIP and a sparse tower that was made from it.
+
+    Args:
+        clip: A teacher with a text tower, as `open_teacher` takes it.
+        tower: SparseFormer folder or name of the zoo.
+
+    Raises:
+        ValueError: One cannot be opened, there is no text tower, or the two do not share a space.
+    """
+
+    def __init__(self, clip: str = "clip-tiny", tower: str | Path = "sparseformer-tiny-49") -> None:
+        text = open_text_encoder(clip)
+        if text is None:
+            raise ValueError(f"{clip} has no text tower, so that there are no class names to rank.")
+        self.text, self.dense, self.sparse = text, open_teacher(clip).model, open_student(resolve(tower)).eval()
+        self.scale = logit_scale(resolve(clip))
+        ours, theirs = self.sparse.config.embedding_size, self.dense.config.embedding_size
+        if ours != theirs:
+            raise ValueError(
+                f"{tower} gives vectors of {ours} numbers, and {clip} of {theirs}: it is not made from it."
+            )
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Image tokens of each side."""
+        return {"dense": self.dense.config.teacher_grid**2, "sparse": self.sparse.config.budget}
+
+    @torch.no_grad()
+    def rank(self, image: Image.Image, names: Sequence[str], template: str = TEMPLATE) -> dict[str, dict[str, float]]:
+        """Probabilities of the names for each side, the likeliest first.
+
+        Raises:
+            ValueError: There are fewer than two names, or the template has no place for one.
+        """
+        names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+        if len(names) < 2:
+            raise ValueError("Type at least two class names, one a line.")
+        texts = self.text([fill(template, name) for name in names])  # (K, E)
+        towers = {
+            "dense": lambda pixels: self.dense(pixels).pooled,
+            "sparse": lambda pixels: self.sparse(pixels).pooler_output,
+        }
+        return {side: _ranked(tower(self._pixels(image)), texts, self.scale, names) for side, tower in towers.items()}
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        config = self.sparse.config
+        return normalize(evaluation_view(image, config.image_size)[None], config.image_mean, config.image_std)
+
+
+def logit_scale(source: str | Path) -> float:
+    """The factor between cosines and logits that a CLIP's folder holds."""
+    file = Path(source) / "model.safetensors"
+    if file.is_file():
+        with safe_open(file, framework="pt") as weights:
+            if "logit_scale" in weights.keys():  # noqa: SIM118 (no mapping)
+                return float(weights.get_tensor("logit_scale").float().exp())
+    return SCALE
+
+
+def _ranked(pooled: Tensor, texts: Tensor, scale: float, names: list[str]) -> dict[str, float]:
+    shares = (scale * F.normalize(pooled.float(), dim=-1) @ texts.T).softmax(-1)[0].tolist()
+    return dict(sorted(zip(names, shares, strict=True), key=lambda each: -each[1]))

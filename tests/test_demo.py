@@ -1,0 +1,355 @@
+"""The demo through gradio_client, against a live server with a tiny random host."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+pytest.importorskip("gradio")
+
+import httpx
+from gradio_client import Client, handle_file
+from live_demo import served
+
+from sfvlm.chat import Host
+from sfvlm.scenes import render_scene
+from sfvlm.sides import Sides, open_sides
+
+QUESTION = "What color is the biggest object?"
+
+
+@pytest.fixture(scope="module")
+def sides(swapped_folder: Path) -> Sides:
+    return open_sides(swapped_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def url(sides: Sides) -> Iterator[str]:
+    with served(sides) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Client:
+    return connect(url)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Photos, and what is none."""
+    folder = tmp_path_factory.mktemp("uploads")
+    for index in range(2):
+        render_scene(0, index, 96).image.save(folder / f"photo{index}.png")
+    (folder / "broken.png").write_bytes((folder / "photo0.png").read_bytes()[:400])
+    (folder / "text.jpg").write_text("no photo")
+    Image.new("1", (10_000, 10_000)).save(folder / "huge.png")
+    return {path.stem: str(path) for path in folder.iterdir()}
+
+
+def connect(url: str) -> Client:
+    return Client(url, verbose=False, httpx_kwargs={"timeout": 60})
+
+
+def ask(client: Client, text: str, photos: tuple[str, ...] = (), side: str = "sparse", longest: int = 6) -> Any:
+    """The answer and its cost."""
+    message = {"text": text, "files": [handle_file(path) for path in photos]}
+    return client.predict(message, side, 0, 1, longest, "", api_name="/chat")
+
+
+def expected(host: Host | None, photo: str, longest: int = 6) -> str:
+    assert host is not None
+    return host.answer([Image.open(photo)], [QUESTION], max_new_tokens=longest)[0]
+
+
+def test_every_function_is_named_and_documented(client: Client) -> None:
+    endpoints: Any = client.view_api(return_format="dict", print_info=False)
+    found = endpoints["named_endpoints"]
+    assert {"/chat", "/compare", "/look", "/focus", "/rank"} == set(found)
+    assert all(len(each["description"]) > 40 for each in found.values())
+
+
+@pytest.mark.parametrize("side", ["dense", "sparse"])
+def test_the_chat_answers_as_the_host_does(side: str, url: str, sides: Sides, files: dict[str, str]) -> None:
+    answer, cost = ask(connect(url), QUESTION, (files["photo0"],), side)
+    assert answer.strip() == expected(sides.hosts[side], files["photo0"])
+    assert cost.startswith(f"{sides.hosts[side].token_budget} tokens a photo · encoded in ")
+
+
+def test_a_conversation_goes_on_and_takes_several_photos(url: str, sides: Sides, files: dict[str, str]) -> None:
+    client = connect(url)
+    photos = (files["photo0"], files["photo1"])
+    first, _ = ask(client, "Which?", photos)
+    second, _ = ask(client, "And now?", (files["photo1"],))
+    from sfvlm.chat import assistant_message, user_message
+
+    turns = [user_message("Which?", 2), assistant_message(first.strip()), user_message("And now?", 1)]
+    images = [Image.open(path) for path in (*photos, files["photo1"])]
+    assert sides.sparse is not None
+    assert [second.strip()] == sides.sparse.answer_messages([turns], [images], max_new_tokens=6)
+
+
+@pytest.mark.parametrize(
+    ("text", "photos", "words"),
+    [
+        (QUESTION, ("broken",), "broken.png cannot be opened"),
+        (QUESTION, ("text",), "not a JPEG, PNG"),
+        (QUESTION, ("huge",), "10000 x 10000 pixels, and at most 64 million"),
+        ("  ", ("photo0",), "Write a question"),
+        ("why? " * 700, (), "reads at most 512"),
+    ],
+)
+def test_what_cannot_be_answered_becomes_a_message(
+    text: str, photos: tuple[str, ...], words: str, url: str, files: dict[str, str]
+) -> None:
+    client = connect(url)
+    answer, _ = ask(client, text, tuple(files[name] for name in photos))
+    assert words in answer
+    if photos:
+        compared = client.predict(handle_file(files[photos[0]]), text, 4, api_name="/compare")
+        assert words in compared[4] or "Write a question" in compared[4]
+        looked = client.predict(handle_file(files[photos[0]]), text, 49, api_name="/look")
+        assert words in looked[3] or "Write a question" in looked[3]
+    assert ask(client, QUESTION)[1]  # and the page lives on
+
+
+def test_an_error_of_the_model_becomes_a_message(
+    client: Client, sides: Sides, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sides.sparse is not None
+
+    def fail(**_: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sides.sparse.model, "generate", fail)
+        assert "ran out of memory" in ask(client, QUESTION, (files["photo0"],))[0]
+        compared = client.predict(handle_file(files["photo0"]), QUESTION, 4, api_name="/compare")
+        assert "ran out of memory" in compared[4]
+    assert "⚠" not in ask(client, QUESTION, (files["photo0"],))[0]
+
+
+def test_compare_answers_with_both_sides(client: Client, sides: Sides, files: dict[str, str]) -> None:
+    dense, dense_cost, sparse, sparse_cost, verdict, _ = client.predict(
+        handle_file(files["photo1"]), QUESTION, 6, api_name="/compare"
+    )
+    assert dense == expected(sides.dense, files["photo1"]) and sparse == expected(sides.sparse, files["photo1"])
+    assert dense_cost.startswith("16 tokens a photo") and sparse_cost.startswith("49 tokens a photo")
+    assert "from 49 instead of 16 tokens a photo" in verdict
+
+
+def test_look_answers_at_any_budget_and_draws_the_boxes(client: Client, sides: Sides, files: dict[str, str]) -> None:
+    photo = handle_file(files["photo0"])
+    answer, cost, picture, caption, *_ = client.predict(photo, QUESTION, 49, api_name="/look")
+    assert answer == expected(sides.sparse, files["photo0"], 64) and cost.startswith("49 tokens")
+    assert "Step 2 of 2: 49 boxes" in caption
+    path = picture["path"] if isinstance(picture, dict) else picture
+    assert Image.open(path).size == (672, 672)
+    answer, cost, _, caption, *_ = client.predict(photo, QUESTION, 30, api_name="/look")
+    assert answer == expected(sides.at_budget(30), files["photo0"], 64)
+    assert cost.startswith("30 tokens") and "30 boxes" in caption
+
+
+def test_the_look_tab_shows_steps_tokens_and_attention(sides: Sides, files: dict[str, str]) -> None:
+    from look_tab import ALL_WORDS, ATTENTION, BOXES, draw
+
+    from sfvlm.looking import look
+
+    assert sides.sparse is not None
+    looked = look(sides.sparse, Image.open(files["photo0"]), QUESTION, max_new_tokens=4)
+    captions = [
+        draw(looked, 1, BOXES, ALL_WORDS, None)[1],
+        draw(looked, 2, BOXES, ALL_WORDS, 3)[1],
+        draw(looked, 2, ATTENTION, ALL_WORDS, None)[1],
+        draw(looked, 2, ATTENTION, 1, None)[1],
+    ]
+    for caption, words in zip(
+        captions, ("Step 1 of 2: 49 boxes", "token 4 of 49", "the whole answer", "“"), strict=True
+    ):
+        assert words in caption
+    assert draw(None, 1, BOXES, ALL_WORDS, None)[0] is None
+
+
+def test_focus_on_everything_is_the_whole_photo(client: Client, files: dict[str, str]) -> None:
+    photo = handle_file(files["photo0"])
+    whole, _, answer, cost, boxes, told = client.predict(photo, QUESTION, "0, 0, 100, 100", 100, api_name="/focus")
+    assert answer == whole and cost.startswith("49 tokens")
+    assert boxes and "at 56 x 56 pixels; the photo has 96 x 96" in told
+    *_, told = client.predict(photo, QUESTION, "50, 0, 100, 50", 60, api_name="/focus")
+    assert "at 96 x 96 pixels" in told
+    for rectangle, words in (("50, 0, 40, 50", "is not on the view"), ("a, b", "must be four numbers")):
+        assert words in client.predict(photo, QUESTION, rectangle, 100, api_name="/focus")[-1]
+
+
+def test_class_names_are_ranked(client: Client, files: dict[str, str]) -> None:
+    dense, sparse, verdict = client.predict(
+        handle_file(files["photo0"]), "red circle\nblue star", "a picture of a {c}", api_name="/rank"
+    )
+    for side in (dense, sparse):
+        assert {each["label"] for each in side["confidences"]} == {"red circle", "blue star"}
+    assert "say" in verdict
+    assert "at least two" in client.predict(handle_file(files["photo0"]), "one", "{c}", api_name="/rank")[-1]
+
+
+@pytest.fixture
+def talker(sides: Sides) -> Iterator[SimpleNamespace]:
+    """Makes the sparse side say "a a a ..." without end, slowly; counts the words."""
+    assert sides.sparse is not None
+    head = nn.Linear(32, len(sides.sparse.processor.tokenizer))
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    with torch.no_grad():
+        head.bias[sides.sparse.processor.tokenizer.encode(" a", add_special_tokens=False)[-1]] = 1
+    count = SimpleNamespace(words=0)
+
+    def slow(*_: object) -> None:
+        count.words += 1
+        time.sleep(0.02)
+
+    head.register_forward_hook(slow)
+    before, sides.sparse.model.lm_head = sides.sparse.model.lm_head, head
+    yield count
+    sides.sparse.model.lm_head = before
+
+
+def settles(value: Callable[[], int], limit: float = 8.0) -> int:
+    """What a number is when it has not changed for half a second."""
+    end = time.monotonic() + limit
+    before = value()
+    while time.monotonic() < end:
+        time.sleep(0.5)
+        if value() == before:
+            return before
+        before = value()
+    raise AssertionError("the model computes on and on")
+
+
+def test_stop_ends_the_models_work(url: str, talker: SimpleNamespace) -> None:
+    client = connect(url)
+    job = client.submit({"text": "hello", "files": []}, "sparse", 0, 1, 400, "", api_name="/chat")
+    for _ in job:
+        if talker.words > 5:
+            break
+    job.cancel()
+    assert settles(lambda: talker.words) < 200
+
+
+def test_who_leaves_frees_the_model(url: str, talker: SimpleNamespace, client: Client) -> None:
+    session = uuid.uuid4().hex
+    number = next(index for index, each in client.endpoints.items() if each.api_name == "/chat")
+    data = [{"text": "hello", "files": []}, None, "sparse", 0, 1, 400, ""]
+    body = {"data": data, "fn_index": number, "session_hash": session}
+    joined = httpx.post(f"{url}gradio_api/queue/join", json=body)
+    assert joined.status_code == 200, joined.text
+    with httpx.stream("GET", f"{url}gradio_api/queue/data", params={"session_hash": session}, timeout=30) as stream:
+        for _ in stream.iter_lines():
+            if talker.words > 5:
+                break
+    assert settles(lambda: talker.words) < 200
+
+
+def test_ten_users_at_once_all_get_their_answers(url: str, sides: Sides, files: dict[str, str]) -> None:
+    clients = [connect(url) for _ in range(10)]
+    photos = [files[f"photo{number % 2}"] for number in range(10)]
+    with ThreadPoolExecutor(10) as users:
+        answers = list(users.map(lambda each: ask(each[0], QUESTION, (each[1],))[0], zip(clients, photos, strict=True)))
+    right = {photo: expected(sides.sparse, photo) for photo in set(photos)}
+    assert [answer.strip() for answer in answers] == [right[photo] for photo in photos]
+
+
+def test_uploads_have_a_limit(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(b"\0" * 21_000_000)
+    with pytest.raises(ValueError, match="exceeds the maximum file size"):
+        ask(client, QUESTION, (str(tmp_path / "large.png"),))
+    sent = httpx.post(
+        f"{client.src}gradio_api/upload", files={"files": (tmp_path / "large.png").read_bytes()}, timeout=60
+    )
+    assert sent.status_code == 413
+
+
+def test_only_this_computer_is_served_unless_asked(url: str) -> None:
+    from app import DemoCommand
+
+    command = DemoCommand()
+    assert url.startswith("http://127.0.0.1:")
+    assert (command.server_name, command.share, command.auth, command.feedback) == ("127.0.0.1", False, [], None)
+
+
+def test_a_password_is_asked_for_and_a_bad_one_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    from app import DemoCommand, demo_command
+
+    from sfvlm.cli import run
+
+    with pytest.raises(SystemExit) as ended:
+        run(demo_command, DemoCommand, ["--auth", "ada"])
+    assert ended.value.code == 2
+    assert "NAME:PASSWORD" in capsys.readouterr().err
+
+
+def test_histories_of_the_page_and_of_clients_read_alike() -> None:
+    from chat_tab import conversation
+
+    page = [
+        {"role": "user", "content": [{"type": "file", "file": {"path": "a.png", "url": None}, "alt_text": None}]},
+        {"role": "user", "content": [{"type": "text", "text": "Which?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "This."}]},
+    ]
+    client = [
+        {"role": "user", "content": [{"path": "a.png"}, "Which?"]},
+        {"role": "assistant", "content": "This."},
+    ]
+    message = {"text": "And now?", "files": ["b.png"]}
+    turns, paths = conversation(message, page, "Be brief.")
+    assert (turns, paths) == conversation(message, client, "Be brief.")
+    assert paths == ["a.png", "b.png"] and [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
+    unanswered, paths = conversation(message, client[:1], "")
+    assert len(unanswered) == 1 and paths == ["a.png", "b.png"]
+    assert sum(part["type"] == "image" for part in unanswered[0]["content"]) == 2
+
+
+def test_what_failed_is_left_out_of_the_conversation() -> None:
+    from chat_tab import conversation
+
+    warning = {"role": "assistant", "content": "⚠ The photo a.png cannot be opened."}
+    broken = [{"role": "user", "content": [{"path": "a.png"}, "Which?"]}, warning]
+    turns, paths = conversation({"text": "And now?", "files": ["b.png"]}, broken, "")
+    assert len(turns) == 1 and paths == ["b.png"]
+    silent = [{"role": "user", "content": [{"path": "a.png"}]}, {"role": "assistant", "content": "⚠ Write a question."}]
+    turns, paths = conversation({"text": "Which?", "files": []}, silent, "")
+    assert len(turns) == 1 and paths == ["a.png"]
+
+
+def test_feedback_is_written_only_where_it_was_asked_for(sides: Sides, tmp_path: Path) -> None:
+    from chat_tab import Feedback
+    from page import build_page
+
+    def listens(page: Any) -> bool:
+        return any(target[1] == "like" for each in page.config["dependencies"] for target in each["targets"])
+
+    path = tmp_path / "feedback.jsonl"
+    assert not listens(build_page(sides, "none"))
+    assert listens(build_page(sides, "none", feedback=path))
+    history = [{"role": "user", "content": [{"path": "a.png"}, "Which?"]}, {"role": "assistant", "content": "This."}]
+    liked: Any = SimpleNamespace(liked=True, index=1)
+    Feedback(path, "tiny").add(history, "sparse", liked)
+    Feedback(path, "tiny").add(history, "sparse", liked)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 2 and lines[0]["liked"] and lines[0]["conversation"][0] == {
+        "role": "user", "text": "Which?", "photos": 1
+    }  # fmt: skip
+
+
+def test_a_page_with_one_side_says_why(sides: Sides) -> None:
+    from page import build_page
+
+    page = build_page(Sides("tiny", sides.dense, None, "There is no sparse tower."), "There is no CLIP.")
+    said = json.dumps(page.config["components"], default=str)
+    assert said.count("There is no sparse tower.") >= 3 and "There is no CLIP." in said
