@@ -22,7 +22,7 @@ from . import roi
 from .alignment import Target, align, selected
 from .bootstrap_options import BootstrapOptions
 from .chat import Host
-from .checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from .checkpoints import differences, list_checkpoints, load_checkpoint, save_checkpoint
 from .export import export_student
 from .host_reader import HostReader
 from .host_texts import Conversations, Interview, read_prompts
@@ -125,7 +125,7 @@ class _Run:
             cache = open_cache(out / "teacher-cache", teacher.sha256, self.training_photos, self.config, options)
         self.host_source = None if host is None else host.source
         self.host, self.asked = self._open_host(host)
-        self.targets = TeacherTargets(self.dense, self.config.teacher_grid**2, options.objective, cache, self.host)
+        self.targets = TeacherTargets(self.dense, self.config, options.objective, cache, self.host)
         self.step = 0
 
     def _open_host(self, host: Host | None) -> tuple[HostReader | None, dict[str, Conversations]]:
@@ -268,7 +268,7 @@ class _Run:
             with self.accelerator.autocast():
                 ours, theirs = student(pixels, output_hidden_states=self.host is not None), self.dense(pixels)
                 if self.host is not None:
-                    said += self._same_words(ours, self.targets(collated, pixels, self.asked["held_back"]))
+                    said += self._same_words(ours, self.targets.of(theirs, collated, self.asked["held_back"]))
             cosines.append(F.cosine_similarity(ours.pooler_output.float(), theirs.pooled.float(), dim=-1))
             if theirs.logits is not None:
                 agree.append((ours.logits.argmax(-1) == theirs.logits.argmax(-1)).float())
@@ -338,9 +338,7 @@ class _Run:
         if checkpoints:
             tensors, optimizer, state = load_checkpoint(checkpoints[-1], self.device)
             now, then = self._fingerprint(), state["fingerprint"]
-            different = [name for name in now if then.get(name) != now[name]]
-            if different:
-                changes = ", ".join(f"{name}: {then.get(name)} then, {now[name]} now" for name in different)
+            if changes := differences(then, now):
                 raise ValueError(
                     f"{checkpoints[-1]} was made with other settings ({changes}); give the same ones to resume."
                 )

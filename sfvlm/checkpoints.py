@@ -6,6 +6,7 @@ A checkpoint is a folder `step-00001200` with the student's and the averaged wei
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from torch import Tensor
 from .files import replacing
 
 PREFIX = "step-"
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which settings of `now` a resumed work was begun with otherwise, with both values; empty where there are none."""
+    return ", ".join(f"{name}: {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name])
 
 
 def save_checkpoint(

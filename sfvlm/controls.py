@@ -142,8 +142,7 @@ class TokenMerging(Control):
     def _run(self, block: Block, x: Tensor, size: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """One block, from (B, N, D) and sizes (B, N) to (B, count, D) and sizes (B, count)."""
         attention: Attention = block.attn
-        qkv = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.num_heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, D / heads)
+        query, key, value = attention.heads(block.norm1(x))  # each (B, heads, N, D / heads)
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=log_size(size))
         x = x + attention.proj(read.transpose(1, 2).flatten(2))
         x, size = merge(x, size, key.mean(dim=1), x.shape[1] - count, int(self.has_cls_token))

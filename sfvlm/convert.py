@@ -18,9 +18,7 @@ does, where CLIP's own (and the released llava-hf checkpoints) would crop. Both 
 Pillow and transformers by torchvision, whose pixels differ by rounding.
 """
 
-import importlib.metadata
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +50,12 @@ from .convert_weights import (
     rename_tower,
     stream,
 )
-from .files import replacing
+from .files import appearing, check_absent
+from .results import provenance
 from .swap_weights import WeightFiles
-from .zoo import resolve
+from .zoo import hub_folder, resolve
 
 MANIFEST = "conversion.json"
-PACKAGES = ("sfvlm", "torch", "transformers", "safetensors")
 EMBEDDING, LAST_NORM = "model.embed_tokens.weight", "model.norm.weight"
 VOCABULARY = (EMBEDDING, "lm_head.weight")
 ROWS = 64  # new vocabularies are multiples of this, as in released llava-hf checkpoints
@@ -81,8 +79,7 @@ def convert_original(
         ValueError: It is no such checkpoint, a part is missing, damaged or unknown, or `out` exists. Nothing is written then.
     """
     out = Path(out)
-    if out.exists():
-        raise ValueError(f"The folder {out} exists: choose another one, or remove it.")
+    check_absent(out)
     folder = _folder(folder, f"The checkpoint {folder}")
     original, weights = read_original(folder), open_checkpoint(folder)
     _check_no_delta(folder, weights)
@@ -105,8 +102,7 @@ def convert_original(
     check_complete((renamed for _, renamed in sources), made, shapes)
     generation, generation_left_out = _generation(folder, original, tokenizer)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as temporary:
+    with appearing(out) as temporary:
         temporary.mkdir()
         _write_weights(sources, made, shapes, config, rows - len(embedding), temporary)
         config.architectures = [_architecture(original)]
@@ -136,8 +132,7 @@ def convert_original(
             "photos": _photos(original),
             "prompt": {"template": prompt.name, "ids_as_in_the_llava_package": same_ids},
             "left_out": {"config.json": list(original.left_out), "generation_config.json": generation_left_out},
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            **provenance("sfvlm", "torch", "transformers", "safetensors"),
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
@@ -145,21 +140,7 @@ def convert_original(
 
 def _folder(source: str | Path, what: str) -> Path:
     """A local folder, or the hub's after download: safetensors where there are any, else pickles."""
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    settings = ["*.json", "*.model", "*.txt"]
-    try:
-        found = Path(snapshot_download(str(source), allow_patterns=[*settings, "*.safetensors"]))
-        if not any(found.glob("*.safetensors")):
-            found = Path(snapshot_download(str(source), allow_patterns=[*settings, "*.bin"]))
-        return found
-    except Exception as error:  # of a bad name, a missing model, a closed one, no network: many kinds
-        raise ValueError(
-            f"{what} is neither a folder nor a model that can be downloaded ({type(error).__name__}); offline, give the path "
-            "of a local folder."
-        ) from error
+    return Path(source) if Path(source).is_dir() else hub_folder(str(source), what, pickles=True)
 
 
 def _check_no_delta(folder: Path, weights: WeightFiles) -> None:

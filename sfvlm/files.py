@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 
@@ -21,6 +21,18 @@ def replacing(path: Path) -> Iterator[Path]:
         if temporary.is_dir():  # a folder cannot be renamed onto another
             shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
+
+
+def check_absent(out: Path) -> None:
+    """Raises ValueError if there is something where a folder shall be written."""
+    if out.exists():
+        raise ValueError(f"The folder {out} exists: choose another one, or remove it.")
+
+
+def appearing(out: Path) -> AbstractContextManager[Path]:
+    """`replacing`, where the folders above may be missing too."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return replacing(out)
 
 
 @contextmanager

@@ -96,7 +96,7 @@ class HostReader:
             Ids of each answer, by photo and prompt, without what ends it.
         """
         device, language_model = seen.device, self.model.model.language_model
-        embed, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        embed = self.model.get_input_embeddings()
         photo = torch.tensor([number for number, asked in enumerate(prompts) for _ in asked], device=device)
         rows = [list(ids) for asked in prompts for ids in asked]
         if not rows:
@@ -114,15 +114,7 @@ class HostReader:
         said, finished = [], torch.zeros(len(rows), dtype=torch.bool, device=device)
         word = after
         for _ in range(longest):
-            position = (mask.cumsum(dim=1) - 1)[:, -word.shape[1] :].clamp(min=0)
-            hidden = language_model(
-                inputs_embeds=embed(word),
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-            word = head(hidden[:, -1:]).argmax(dim=-1)  # (R, 1)
+            word, cache = next_word(self.model, embed(word), cache, mask)
             finished |= torch.isin(word[:, 0], ends)
             said.append(word[:, 0].masked_fill(finished, -1))
             if finished.all():
@@ -136,3 +128,20 @@ class HostReader:
         ends = self.model.generation_config.eos_token_id
         ends = ends if ends is not None else self.model.config.get_text_config().eos_token_id
         return torch.tensor([ends] if isinstance(ends, int) else list(ends or ()), device=device, dtype=torch.long)
+
+
+def next_word(model: Any, embedded: Tensor, cache: Any, mask: Tensor | None) -> tuple[Tensor, Any]:
+    """The greedy word (B, 1) after embedded ones (B, t, W) behind those in a cache (None: there are none), and the cache.
+
+    Args:
+        model: The host.
+        embedded: What is read now.
+        cache: Of what was read before.
+        mask: (B, all so far), 0 where padded; None without padding.
+    """
+    places = None if mask is None else (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -embedded.shape[1] :]
+    output = model.model.language_model(
+        inputs_embeds=embedded, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
+    )
+    logits = model.get_output_embeddings()(output.last_hidden_state[:, -1:])  # (B, 1, vocabulary)
+    return logits.argmax(dim=-1), output.past_key_values

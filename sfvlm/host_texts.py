@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .chat import assistant_message, user_message
+from .chat import assistant_message, lacks_start, user_message, written
+from .checkpoints import differences
 from .decode import Photo, UnreadablePhoto
+from .files import write_text
 from .host_reader import HostReader, Texts
 from .scene_texts import with_article
 from .teachers import DenseTransformer
@@ -145,7 +147,10 @@ class Interview:
         pixels = torch.stack([evaluation_view(photo.image, config.image_size) for photo in opened.values()]).to(device)
         states = self.dense(normalize(pixels, config.image_mean, config.image_std)).hidden_states
         seen = self.reader.project(self.reader.select(states, int(config.has_cls_token)))
-        cuts = [[cut(self.processor, self._written(prompt)) for prompt in prompts] for prompts in asked]
+        cuts = [
+            [cut(self.processor, written(self.processor, [user_message(prompt, 1)])) for prompt in prompts]
+            for prompts in asked
+        ]
         before = torch.tensor(cuts[0][0].before, device=device)
         answers = self.reader.answer(seen, before, [[each.after for each in row] for row in cuts], LONGEST_ANSWER)
         decode = self.processor.tokenizer.decode
@@ -154,9 +159,6 @@ class Interview:
             for index, *pair in zip(opened, asked, answers, strict=True)
         }
         return [said.get(index, []) for index in indices]
-
-    def _written(self, prompt: str) -> str:
-        return self.processor.apply_chat_template([user_message(prompt, 1)], tokenize=False, add_generation_prompt=True)
 
 
 class Cut(NamedTuple):
@@ -173,9 +175,8 @@ def cut(processor: Any, text: str) -> Cut:
     Raises:
         ValueError: The mark is missing: the chat template has no place for a photo.
     """
-    tokenizer = processor.tokenizer
-    bos = tokenizer.bos_token
-    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=not (bos and text.startswith(bos)))
+    special = lacks_start(processor, text)
+    encoded = processor.tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     if processor.image_token_id not in ids:
         raise ValueError(f"The host's chat template has no place for a photo; it makes {text[:80]!r}.")
@@ -199,11 +200,9 @@ def _read(path: Path, head: dict[str, Any]) -> dict[str, list[Turn]]:
     text = path.read_text(encoding="utf-8")
     lines = text[: text.rfind("\n") + 1].splitlines()
     if text and not text.endswith("\n"):
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_text(path, "".join(f"{line}\n" for line in lines))
     then = json.loads(lines[0]) if lines else {}
-    different = [name for name in head if then.get(name) != head[name]]
-    if different:
-        changes = ", ".join(f"{name}: {then.get(name)} then, {head[name]} now" for name in different)
+    if changes := differences(then, head):
         raise ValueError(f"{path} holds other answers ({changes}): remove it, or give another folder.")
     return {item["key"]: [(prompt, answer) for prompt, answer in item["turns"]] for item in map(json.loads, lines[1:])}
 
@@ -257,9 +256,9 @@ class Conversations:
         text = ""
         for number, (prompt, answer) in enumerate(turns):
             messages.append(user_message(prompt, images=1 - min(number, 1)))
-            asked = self._written(messages, add_generation_prompt=True)
+            asked = written(self.processor, messages)
             messages.append(assistant_message(answer))
-            text = self._written(messages, add_generation_prompt=False)
+            text = written(self.processor, messages, add_generation_prompt=False)
             if not text.startswith(asked):
                 raise ValueError("The host's chat template writes a prompt otherwise once it is answered.")
             spans.append((len(asked), len(text)))
@@ -269,6 +268,3 @@ class Conversations:
             for start, stop in spans
         ]
         return parts.before, parts.after, list(filter(None, places))
-
-    def _written(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)

@@ -9,9 +9,10 @@ import json
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch.utils.data import Dataset
 
@@ -142,6 +143,21 @@ class Photos(Dataset[Photo]):
         except (OSError, ValueError) as error:
             raise UnreadablePhoto(key, str(error)) from error
         return Photo(image, key, label, captions, meta)
+
+
+class SomePhotos(Protocol):
+    """Photos by index, all of a source or some of them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Photo: ...
+
+
+def readable(photos: SomePhotos, indices: Iterable[int] | None = None) -> Iterator[Photo]:
+    """The photos that can be read, of these indices or of all, one after another."""
+    for index in range(len(photos)) if indices is None else indices:
+        with suppress(UnreadablePhoto):
+            yield photos[index]
 
 
 def open_photos(

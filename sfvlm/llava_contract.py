@@ -117,12 +117,7 @@ def check_fit(args: Any, tower: SparseFormerConfig) -> None:
     depth = tower.num_hidden_layers
     if not -depth - 1 <= layer <= depth:
         raise ValueError(f"The host reads layer {layer} of its tower, and this one has only {depth} blocks.")
-    read = layer if layer < 0 else layer - depth - 1
-    if tower.aligned_layers is not None and tower.aligned_layers != [read]:
-        raise ValueError(
-            f"The host reads layer {read} of its tower, and this one was aligned at layer "
-            f"{', '.join(map(str, tower.aligned_layers))}: bootstrap one for this host (--host)."
-        )
+    tower.check_layers([layer])
     if feature not in FEATURES:
         raise ValueError(f"mm_vision_select_feature is {feature!r}; a sparse tower gives {' or '.join(FEATURES)}.")
     if feature == "cls_patch" and not tower.has_cls_token:

@@ -19,8 +19,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .blocks import AttentionPool
-from .configuration import SparseFormerConfig
+from .blocks import AttentionPool, check_pixels
+from .configuration import SparseFormerConfig, layer_from_end
 from .reduce_methods import METHODS, check_count, method_named
 from .teachers import DenseTransformer, Teacher, open_teacher
 
@@ -115,7 +115,7 @@ class ReducedTowerConfig(PreTrainedConfig):
             ValueError: The tokens were chosen for another layer, or merge so that there are others at another one.
         """
         method, ours = METHODS[self.method], self.read_layer
-        theirs = {layer if layer < 0 else layer - self.num_hidden_layers - 1 for layer in layers}
+        theirs = {layer_from_end(layer, self.num_hidden_layers) for layer in layers}
         fits = theirs == {ours} if method.schedule else ours in theirs or not method.choosing
         if not fits:
             read = " and ".join(map(str, sorted(theirs)))
@@ -165,10 +165,7 @@ class ReducedTower(PreTrainedModel):
         Raises:
             ValueError: The pixels are not (B, 3, H, W) or have too few patches, or another layer is read than was said.
         """
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, 3, height, width)."
-            )
+        check_pixels(pixel_values)
         config, asked = self.config, output_hidden_states
         if not isinstance(asked, bool | None):
             config.check_layers([asked] if isinstance(asked, int) else asked)
@@ -246,7 +243,5 @@ def reduce_host(host: str | Path, method: str, num_tokens: int | None) -> Reduce
     teacher = open_teacher(host)
     layers = getattr(AutoConfig.from_pretrained(host), "vision_feature_layer", -1)
     depth = teacher.config.num_hidden_layers
-    ordered = sorted(
-        layer if layer < 0 else layer - depth - 1 for layer in ([layers] if isinstance(layers, int) else layers)
-    )
-    return reduce(teacher, method, num_tokens, ordered[-1])
+    last = max(layer_from_end(layer, depth) for layer in ([layers] if isinstance(layers, int) else layers))
+    return reduce(teacher, method, num_tokens, last)

@@ -51,12 +51,15 @@ def write_results(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> Pat
     for row in rows:
         name = re.sub(r"[^\w.@-]+", "-", "_".join(row[key] for key in ("dataset", "pretrained", "model", "task")))
         write_text(folder / f"{name.strip('-')[-200:]}.json", json.dumps(row, indent=1) + "\n")
-    packages = ("sfvlm", "torch", "transformers", "numpy", "pillow")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    content = {"results": list(rows), **facts, "date": date, "versions": versions}
+    content = {"results": list(rows), **facts, **provenance("sfvlm", "torch", "transformers", "numpy", "pillow")}
     write_text(path, json.dumps(content, indent=1) + "\n")
     return folder
+
+
+def provenance(*packages: str) -> dict[str, Any]:
+    """The date, and the versions of these packages: what a results file or manifest says of its making."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"date": date, "versions": {name: importlib.metadata.version(name) for name in packages}}
 
 
 def short_names(paths: Sequence[str | Path]) -> list[str]:

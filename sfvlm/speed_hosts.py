@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .chat import Host, user_message
 from .controls import macs, macs_a_photo
+from .host_reader import next_word
 from .speed import Measures, Phases, Row, cost_rows, in_turns
 from .swap_plan import HOSTS
 
@@ -93,12 +94,7 @@ class Parts:
 
     def _read(self, embedded: Tensor, cache: Any, mask: Tensor | None) -> Written:
         """Embedded words (B, t, W) behind those in the cache to the word after them."""
-        places = None if mask is None else (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -embedded.shape[1] :]
-        output = self.model.model.language_model(
-            inputs_embeds=embedded, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
-        )
-        logits = self.model.get_output_embeddings()(output.last_hidden_state[:, -1:])  # (B, 1, vocabulary)
-        return Written(logits.argmax(dim=-1), output.past_key_values, mask)
+        return Written(*next_word(self.model, embedded, cache, mask), mask)
 
 
 def host_subject(host: Host, name: str, photos: Sequence[Image.Image], prompt: str = PROMPT) -> Subject:

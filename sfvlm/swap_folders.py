@@ -12,11 +12,8 @@ The dense tower stays inside (a CLIP ViT-L/14 in half precision: 0.6 GB beside 1
 needs nothing but the folder: the host it came from may since have been moved, updated, or cleared from a cache.
 """
 
-import importlib.metadata
 import json
 import shutil
-from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoProcessor
 
 from .export import open_student
-from .files import replacing
+from .files import appearing, check_absent
 from .reduce import ReducedTower
+from .results import provenance
 from .sparseformer import SparseFormerModel
 from .swap_plan import Plan, Setting, apply_plan, plan_swap, read_host, restore
 from .swap_weights import WeightFiles, bytes_hash, open_weights, parts, read_tensors, write_weights
@@ -34,7 +32,6 @@ from .tensors import tensor_hash
 from .tower import check_dtype
 
 MANIFEST, DENSE = "swap.json", "dense"
-PACKAGES = ("sfvlm", "torch", "transformers", "safetensors")
 # What processor_config.json of transformers 5 holds inside itself, older versions keep in files of their own.
 _IMAGE_SETTINGS = ("preprocessor_config.json", "video_preprocessor_config.json")
 _CHANGED = ("config.json", "processor_config.json", *_IMAGE_SETTINGS)
@@ -56,7 +53,7 @@ def swap_folder(
         ValueError: They do not fit, a file is missing or damaged, or `out` exists. Nothing is written then.
     """
     host, out = Path(host), Path(out)
-    _check_absent(out)
+    check_absent(out)
     config, processor = _open_host(host)
     facts, weights = read_host(config, processor), open_weights(host)
     model = open_student(tower) if isinstance(tower, str | Path) else tower
@@ -67,7 +64,7 @@ def swap_folder(
     of_tower = Setting.of(model.config, "dtype", dtype)
     try:
         tensors = {f"{weights.tower_prefix}{key}": tensor for key, tensor in _cast(model, dtype).items()}
-        with _appearing(out) as temporary:
+        with appearing(out) as temporary:
             _copy_files(host, temporary)
             _write_settings(config, processor, temporary)
             write_weights(weights, lambda name: not name.startswith(weights.tower_prefix), tensors, temporary)
@@ -87,13 +84,13 @@ def undo_folder(swapped: str | Path, out: str | Path) -> dict[str, Any]:
             exists.
     """
     swapped, out = Path(swapped), Path(out)
-    _check_absent(out)
+    check_absent(out)
     if not (swapped / MANIFEST).is_file() or not (swapped / DENSE).is_dir():
         raise ValueError(f"{swapped} is no swapped host: it lacks {MANIFEST} or {DENSE}/.")
     manifest = json.loads((swapped / MANIFEST).read_text())
     weights, dense = open_weights(swapped), open_weights(swapped / DENSE)
     tensors = load_file(dense.files[0])
-    with _appearing(out) as temporary:
+    with appearing(out) as temporary:
         _copy_files(swapped, temporary, skip=(MANIFEST, *_CHANGED))
         for file in (swapped / DENSE).glob("*.json"):
             shutil.copy2(file, temporary / file.name)
@@ -230,22 +227,10 @@ def _manifest(
             for each in settings
             if each.name != "vision_config" and each.before != each.after
         },
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        **provenance("sfvlm", "torch", "transformers", "safetensors"),
     }
 
 
 def _plain(value: Any) -> Any:
     """A setting as JSON."""
     return value if isinstance(value, str | int | float | list | None) else dict(value)
-
-
-def _check_absent(out: Path) -> None:
-    if out.exists():
-        raise ValueError(f"The folder {out} exists: choose another one, or remove it.")
-
-
-def _appearing(out: Path) -> AbstractContextManager[Path]:
-    """A temporary folder that becomes `out` when it is complete."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return replacing(out)

@@ -14,10 +14,10 @@ Source: transformers 5.23, `models/llava*/processing_*.py`, `modeling_*.py`.
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .configuration import layer_from_end
 from .tower import TowerConfig
 
 HOSTS = ("llava", "llava_next", "llava_onevision")
@@ -90,7 +90,7 @@ def read_host(config: Any, processor: Any) -> HostFacts:
         kind=config.model_type,
         width=vision.hidden_size,
         depth=depth,
-        layers=tuple(layer if layer < 0 else layer - depth - 1 for layer in chosen),
+        layers=tuple(layer_from_end(layer, depth) for layer in chosen),
         reads_cls=(
             reads_cls := bool(CLASS_TOKENS[vision.model_type]) and config.vision_feature_select_strategy == "full"
         ),
@@ -166,14 +166,8 @@ def _check_fit(host: HostFacts, tower: TowerConfig) -> None:
             f"{tower.num_hidden_layers} blocks."
         )
     check_layers = getattr(tower, "check_layers", None)
-    if check_layers is not None:  # a tower whose tokens were chosen for one layer
+    if check_layers is not None:  # a tower that was made for certain layers
         check_layers(host.layers)
-    aligned = getattr(tower, "aligned_layers", None)
-    if aligned is not None and tuple(aligned) != host.layers:
-        raise ValueError(
-            f"The host reads layer {_listed(host.layers)} of its tower, and the new tower was aligned at layer "
-            f"{_listed(aligned)}: bootstrap one for this host (--host)."
-        )
     for name, theirs, ours in (("mean", host.mean, tower.image_mean), ("std", host.std, tower.image_std)):
         if any(abs(a - b) > 1e-4 for a, b in zip(theirs, ours, strict=True)):
             raise ValueError(
@@ -208,10 +202,6 @@ def _rescale(pinpoints: tuple[tuple[int, int], ...], old: int, new: int) -> list
     if broken:
         raise ValueError(f"The host's tiles have {old} pixels, and its grid {list(broken[0])} is no multiple of that.")
     return [[height // old * new, width // old * new] for height, width in pinpoints]
-
-
-def _listed(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers))
 
 
 def _round(values: Any) -> str:

@@ -9,7 +9,6 @@ Training and evaluation share these. What is held out is held out by photo, not 
 photo which side it is on, whatever shard it comes from.
 """
 
-import contextlib
 import re
 import zlib
 from collections import Counter, defaultdict
@@ -18,8 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .decode import Photo, UnreadablePhoto
-from .images import Photos
+from .decode import Photo
+from .images import Photos, readable
 from .scene_texts import with_article
 from .vqa_questions import SHORT_ANSWER, Question
 
@@ -65,13 +64,18 @@ def daquar_questions(photos: Photos, split: Split = "all", suffix: str = SHORT_A
         Question(
             f"{photo.key}:{number}",
             photo.key,
-            re.sub(r"\s*\bimage\d+\b", " image", words[:1].upper() + words[1:]).rstrip(" ?") + "?" + suffix,
+            daquar_words(words) + suffix,
             (answer.replace("_", " "),),
             daquar_kind(words),
         )
         for photo in _readable(photos, split, DAQUAR_HELD_OUT)
         for number, (words, answer) in enumerate(_of(photo, "qa"))
     ]
+
+
+def daquar_words(words: str) -> str:
+    """A question of DAQUAR as people write it: photos have no numbers, and there is a mark at the end."""
+    return re.sub(r"\s*\bimage\d+\b", " image", words[:1].upper() + words[1:]).rstrip(" ?") + "?"
 
 
 def daquar_kind(words: str) -> str:
@@ -172,10 +176,9 @@ def _statistics(present: Labels) -> tuple[Counter[str], dict[str, Counter[str]]]
 
 def _readable(photos: Photos, split: Split, every: int = COCO_HELD_OUT) -> Iterator[Photo]:
     """The photos of one side; a broken one has no questions."""
-    for index in range(len(photos)):
-        if split == "all" or photo_split(photos.key(index), every) == split:
-            with contextlib.suppress(UnreadablePhoto):
-                yield photos[index]
+    return readable(
+        photos, (i for i in range(len(photos)) if split == "all" or photo_split(photos.key(i), every) == split)
+    )
 
 
 def _of(photo: Photo, name: str) -> list[Any]:

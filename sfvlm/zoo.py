@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
@@ -124,21 +125,30 @@ def folder_of(name: str | Path) -> Path:
     return Path(found) if Path(found).is_dir() else hub_folder(str(found))
 
 
-def hub_folder(source: str, *, local_files_only: bool = False) -> Path:
-    """Downloads a transformers model, or finds it in the cache: configuration, tokenizer, processor, safetensors.
+def hub_folder(source: str, what: str | None = None, *, pickles: bool = False, local_files_only: bool = False) -> Path:
+    """Downloads a transformers model, or finds it in the cache: configuration, tokenizer, processor, weights.
+
+    Args:
+        source: Its hub id.
+        what: What it is called in the error.
+        pickles: Take pickled weights where there are no safetensors.
+        local_files_only: Look in the cache alone.
 
     Raises:
         ValueError: It can be neither downloaded nor found.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    files = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    settings = ["*.json", "*.txt", "*.model", "*.jinja"]
     try:
-        return Path(snapshot_download(source, allow_patterns=files, local_files_only=local_files_only))
-    except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
+        download = partial(snapshot_download, source, local_files_only=local_files_only)
+        found = Path(download(allow_patterns=[*settings, "*.safetensors"]))
+        if pickles and not any(found.glob("*.safetensors")):
+            found = Path(download(allow_patterns=[*settings, "*.bin"]))
+        return found
+    except Exception as error:  # of a bad name, a missing model, a closed one, no network: many kinds
         raise ValueError(
-            f"{source!r} is neither a folder nor a model that can be downloaded or found in the cache "
+            f"{what or repr(source)} is neither a folder nor a model that can be downloaded or found in the cache "
             f"({type(error).__name__}); offline, give the path of a local folder."
         ) from error
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,7 @@ from PIL import Image
 
 from ..chat import check_host, open_host
 from ..cli import say
-from ..decode import UnreadablePhoto
-from ..images import Photos, open_photos
+from ..images import Photos, open_photos, readable
 from ..results import short_names
 from ..speed import Row, cost_table, machine, write_costs
 from ..speed_hosts import (
@@ -150,14 +150,7 @@ def _readable(photos: Photos, count: int) -> list[Image.Image]:
     Raises:
         ValueError: None can.
     """
-    found: list[Image.Image] = []
-    for index in range(len(photos)):
-        if len(found) == count:
-            break
-        try:
-            found.append(photos[index].image)
-        except UnreadablePhoto:
-            continue
+    found = [photo.image for photo in islice(readable(photos), count)]
     if not found:
         raise ValueError(f"None of the {len(photos)} photos of {', '.join(photos.origins)} can be read.")
     return found
