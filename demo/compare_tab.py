@@ -7,10 +7,11 @@ from typing import Any
 
 import gradio as gr
 from photos import example_photos, in_words, open_photo, photo_input
+from together import check_question, follow
 
 from sfvlm.chat import user_message
-from sfvlm.side_words import cost_in_words, difference_in_words, word_difference
-from sfvlm.sides import Sides, write_together
+from sfvlm.side_words import difference_in_words, word_difference
+from sfvlm.sides import Sides
 
 Shown = tuple[str, str, str, str, str, list[tuple[str, str | None]]]
 
@@ -85,18 +86,12 @@ class Compare:
         state = partial(_shown, texts, costs)
         try:
             image = open_photo(photo)
-            if not question.strip():
-                raise ValueError("Write a question about the photo.")
+            check_question(question)
             replies = {
                 name: host.stream([user_message(question, 1)], [image], max_new_tokens=int(max_tokens), stop=stop)
                 for name, host in self.sides.hosts.items()
             }
-            for piece in write_together(replies, stop):
-                texts[piece.side] += piece.text
-                if piece.error is not None:
-                    raise piece.error
-                if piece.ended:
-                    costs[piece.side] = cost_in_words(replies[piece.side].timings)
+            for _ in follow(replies, stop, texts, costs):
                 yield state()
             dense, sparse = (replies[name].timings for name in texts)
             verdict = difference_in_words(dense, sparse, texts["dense"], texts["sparse"])

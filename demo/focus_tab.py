@@ -8,16 +8,17 @@ import gradio as gr
 from photos import example_photos, in_words, open_photo, photo_input
 from PIL import Image, ImageDraw
 from rectangle import as_source, rectangle_picture
+from together import check_question, follow
 
 from sfvlm.chat import Host, user_message
 from sfvlm.focus import focused
 from sfvlm.looking import boxes_of, seen_view
 from sfvlm.scene_texts import Box
-from sfvlm.side_words import cost_in_words
-from sfvlm.sides import Sides, write_together
+from sfvlm.sides import Sides
 from sfvlm.visualize import draw_boxes
 
 WHOLE, FOCUSED = "whole", "focused"
+START = "Choose a photo, then drag a rectangle over what you want to know more of."
 MIDDLE = "30, 30, 70, 70"
 Shown = tuple[str, str, str, str, Image.Image | None, str]
 
@@ -34,9 +35,7 @@ def focus_tab(sides: Sides, limits: dict[str, Any]) -> None:
         with gr.Column(scale=1, min_width=360):
             photo = photo_input(label="Photo", height=380, elem_id="focus-photo")
             picture = rectangle_picture(visible=False, elem_id="focus-picture")
-            hint = gr.Markdown(
-                "Choose a photo, then drag a rectangle over what you want to know more of.", elem_classes="hint"
-            )
+            hint = gr.Markdown(START, elem_classes="hint")
             with gr.Row():
                 another = gr.Button("Another photo", visible=False, elem_id="focus-another")
             gr.Examples([list(each) for each in example_photos()], [photo, question], label="Examples")
@@ -109,8 +108,7 @@ class Focus:
         drawn, told = None, ""
         try:
             image, box = open_photo(photo), parse_rectangle(rectangle)
-            if not question.strip():
-                raise ValueError("Write a question about the photo.")
+            check_question(question)
             messages = [user_message(question, 1)]
             with focused(self.host, image, box, share / 100) as (twin, pixels):
                 found, _ = boxes_of(twin, pixels)
@@ -120,12 +118,7 @@ class Focus:
                     WHOLE: self.host.stream(messages, [image], max_new_tokens=64, stop=stop),
                     FOCUSED: twin.stream(messages, [image], max_new_tokens=64, stop=stop, pixel_values=pixels),
                 }
-                for piece in write_together(replies, stop):
-                    texts[piece.side] += piece.text
-                    if piece.error is not None:
-                        raise piece.error
-                    if piece.ended:
-                        costs[piece.side] = cost_in_words(replies[piece.side].timings)
+                for _ in follow(replies, stop, texts, costs):
                     yield _shown(texts, costs, drawn, told)
         except Exception as error:
             yield _shown(texts, costs, drawn, f"⚠ {in_words(error)}")
@@ -165,9 +158,8 @@ class _Chosen:
         self.host = host
 
     def show(self, path: str | None) -> tuple[Any, Any, Any, Any]:
-        start = "Choose a photo, then drag a rectangle over what you want to know more of."
         if path is None:
-            return gr.update(visible=False), gr.update(visible=True), gr.update(visible=False), start
+            return gr.update(visible=False), gr.update(visible=True), gr.update(visible=False), START
         try:
             view = seen_view(self.host, open_photo(path))
         except Exception as error:

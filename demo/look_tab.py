@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 from photos import example_photos, in_words, open_photo, photo_input
 from PIL import Image
+from together import check_question
 
 from sfvlm.chat import Host
 from sfvlm.looking import Looked, look
@@ -96,8 +97,7 @@ class Look:
         stop = threading.Event()
         try:
             image = open_photo(photo)
-            if not question.strip():
-                raise ValueError("Write a question about the photo.")
+            check_question(question)
             looked = look(self._host(int(num_tokens)), image, question, stop=stop)
         except Exception as error:
             unchanged = [gr.skip()] * 4

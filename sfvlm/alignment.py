@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .host_reader import HostReader, Texts
+from .roi import even_cells
 from .sparseformer import SparseFormerOutput
 
 Anchor = Literal["average", "nearest"]
@@ -103,11 +104,10 @@ def anchor_targets(
     if side * side != count:
         raise ValueError(f"Token targets need a square budget; {count} is none: try {side**2} or {(side + 1) ** 2}.")
     grid = math.isqrt(teacher_tokens.shape[1])
+    if anchor == "nearest":
+        return teacher_tokens[:, even_cells(side, grid, grid, teacher_tokens.device)]
     table = teacher_tokens.transpose(1, 2).unflatten(2, (grid, grid))
-    if anchor == "average":
-        return F.adaptive_avg_pool2d(table, side).flatten(2).transpose(1, 2)
-    middle = torch.tensor([(2 * cell + 1) * grid // (2 * side) for cell in range(side)], device=table.device)
-    return table[:, :, middle[:, None], middle].flatten(2).transpose(1, 2)
+    return F.adaptive_avg_pool2d(table, side).flatten(2).transpose(1, 2)
 
 
 def projected_tokens(seen: Tensor, target: Target, anchor: Anchor = "average", cells: Tensor | None = None) -> Tensor:

@@ -66,18 +66,16 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def attention_received(block: Block, x: Tensor, class_tokens: int) -> Tensor:
+def attention_received(query: Tensor, key: Tensor, class_tokens: int) -> Tensor:
     """What each image token gets of the class token's attention; without one, of all tokens' on average.
 
     Args:
-        block: One that attends.
-        x: (B, [1 +] P, D) its input.
+        query, key: (B, heads, [1 +] P, d) of one block, from `Attention.heads`.
         class_tokens: 1 or 0.
 
     Returns:
         (B, P): Shares, averaged over heads.
     """
-    query, key, _ = block.attn.heads(block.norm1(x))
     scores = ((query[:, :, :1] if class_tokens else query) @ key.mT).float() * query.shape[-1] ** -0.5
     return scores.softmax(dim=-1).mean(dim=(1, 2))[:, class_tokens:]
 

@@ -142,13 +142,11 @@ class Host:
         """
         clock = Clock()
         sampling = GREEDY if temperature <= 0 else dict(do_sample=True, temperature=temperature, top_p=top_p)
-        inputs = self.encode([messages], [images])
+        inputs = self.encode([messages], [images], pixel_values)
         facts: dict[str, Any] = dict(
             tokens_per_image=self._image_tokens(inputs) / max(len(images), 1),
             prompt_tokens=inputs["input_ids"].shape[1],
         )
-        if pixel_values is not None:
-            inputs["pixel_values"] = pixel_values.to(self.model.device, self.model.dtype)
         settings = dict(sampling, max_new_tokens=min(max_new_tokens, self._room(facts["prompt_tokens"])))
         return Reply(
             self.model,
@@ -163,9 +161,15 @@ class Host:
         )
 
     def encode(
-        self, conversations: Sequence[Sequence[Message]], images: Sequence[Sequence[Image.Image]]
+        self,
+        conversations: Sequence[Sequence[Message]],
+        images: Sequence[Sequence[Image.Image]],
+        pixel_values: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Tensors for `generate`, padded on the left: input_ids (B, T), attention_mask, pixel_values, ..."""
+        """Tensors for `generate`, padded on the left: input_ids (B, T), attention_mask, pixel_values, ...
+
+        Given `pixel_values` take the place of what the processor makes of the photos.
+        """
         texts = []
         for messages, shown in zip(conversations, images, strict=True):
             places = sum(part["type"] == "image" for turn in messages for part in _parts(turn))
@@ -182,6 +186,8 @@ class Host:
             padding_side="left",
             add_special_tokens=lacks_start(self.processor, texts[0]),
         )
+        if pixel_values is not None:
+            inputs["pixel_values"] = pixel_values
         return dict(inputs.to(self.model.device, self.model.dtype))
 
     def _room(self, prompt_tokens: int) -> int:

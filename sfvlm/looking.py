@@ -141,9 +141,7 @@ def look(
         ValueError: The tower has no boxes.
     """
     messages = [user_message(question, 1)]
-    inputs = host.encode([messages], [[image]])
-    if pixel_values is not None:
-        inputs["pixel_values"] = pixel_values.to(host.model.device, host.model.dtype)
+    inputs = host.encode([messages], [[image]], pixel_values)
     boxes, points = boxes_of(host, inputs["pixel_values"])
     reply = host.stream(messages, [image], max_new_tokens=max_new_tokens, pixel_values=pixel_values, **sampling)
     answer = "".join(reply).strip()

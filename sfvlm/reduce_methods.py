@@ -30,6 +30,7 @@ from torch import Tensor
 from .blocks import attention_received
 from .configuration import SparseFormerConfig
 from .controls import LargerPatch, LowerResolution, Schedule, TokenMerging, merging_counts
+from .roi import even_cells
 from .teachers import DenseTransformer
 
 # VisionZip keeps 10 of 64 tokens for what it merges, and 54 as they are.
@@ -67,9 +68,7 @@ def larger_patch(dense: DenseTransformer, pixels: Tensor, count: int, read: int)
 def stride(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> States:
     """The dense token nearest the centre of each cell of an even grid; of two that are as near, the later one."""
     side, (height, width) = math.isqrt(count), grid_of(dense.config, pixels)
-    odd = 2 * torch.arange(side, device=pixels.device) + 1
-    rows, columns = odd * height // (2 * side), odd * width // (2 * side)
-    index = (rows[:, None] * width + columns).flatten()  # (N,)
+    index = even_cells(side, height, width, pixels.device)  # (N,)
     return take(dense(pixels).hidden_states, index.expand(len(pixels), -1), int(dense.config.has_cls_token))
 
 
@@ -96,12 +95,12 @@ def cls_attention(dense: DenseTransformer, pixels: Tensor, count: int, read: int
     """
     states, extra = dense(pixels).hidden_states, int(dense.config.has_cls_token)
     block: Any = dense.blocks[read - 1]
-    received = attention_received(block, states[read - 1], extra)  # (B, P)
+    query, key, _ = block.attn.heads(block.norm1(states[read - 1]))
+    received = attention_received(query, key, extra)  # (B, P)
     contextual = round(count * CONTEXTUAL_SHARE)
     dominant = received.topk(count - contextual, dim=1).indices
     if not contextual:
         return take(states, dominant.sort(dim=1).values, extra)
-    _, key, _ = block.attn.heads(block.norm1(states[read - 1]))
     return combine(states, join(dominant, key.mean(dim=1)[:, extra:], contextual), count, extra)
 
 

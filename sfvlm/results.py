@@ -56,6 +56,12 @@ def write_results(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> Pat
     return folder
 
 
+def check_json(out: Path | None) -> None:
+    """Raises ValueError unless there is no file to write, or one that ends in .json."""
+    if out is not None and out.suffix != ".json":
+        raise ValueError(f"--out is {out}; it must end in .json.")
+
+
 def provenance(*packages: str) -> dict[str, Any]:
     """The date, and the versions of these packages: what a results file or manifest says of its making."""
     date = datetime.now(UTC).isoformat(timespec="seconds")

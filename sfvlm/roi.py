@@ -42,10 +42,14 @@ def cell_boxes(cells: Tensor, grid: int) -> Tensor:
     return tile_layout(grid).to(cells.device)[cells]
 
 
-def even_cells(side: int, grid: int) -> Tensor:
-    """The cells of a `grid` x `grid` tiling nearest the middles of `side` x `side` larger ones: (side * side,)."""
-    middle = (2 * torch.arange(side) + 1) * grid // (2 * side) if side else torch.arange(0)
-    return (middle[:, None] * grid + middle).flatten()
+def even_cells(side: int, height: int, width: int, device: torch.device) -> Tensor:
+    """The cells of a `height` x `width` tiling nearest the middles of `side` x `side` larger ones: (side * side,).
+
+    Counted row by row; of two that are as near, the later one.
+    """
+    odd = 2 * torch.arange(side, device=device) + 1
+    rows, columns = odd * height // max(1, 2 * side), odd * width // max(1, 2 * side)
+    return (rows[:, None] * width + columns).flatten()
 
 
 def zoom(roi: Tensor, share: float) -> Tensor:
@@ -101,8 +105,8 @@ class Frames(NamedTuple):
     inside: int  # the last so many tokens are sent to a rectangle, the others have the whole photo
 
     @property
-    def one(self) -> "Frames":
-        """The rectangle alone, for any number of tokens: (B, 1, 4)."""
+    def rectangle(self) -> "Frames":
+        """For any number of tokens, all of them inside: one part for all, (B, 1, 4)."""
         return Frames(self.parts[:, -1:], self.inside)
 
 

@@ -72,8 +72,9 @@ class TeacherTargets:
     def _saliency(self, states: tuple[Tensor, ...]) -> Tensor:
         """The attention in the block whose output is matched: the host's, the objective's, or else the last."""
         layer = max(self.host.facts.layers) if self.host else self.objective.layer if self.objective.tokens else -1
-        blocks: Any = self.dense.blocks
-        return attention_received(blocks[layer], states[layer - 1], self.class_tokens)
+        block: Any = self.dense.blocks[layer]  # type: ignore[index]
+        query, key, _ = block.attn.heads(block.norm1(states[layer - 1]))
+        return attention_received(query, key, self.class_tokens)
 
 
 def open_cache(

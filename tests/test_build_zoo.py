@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tiny import randomize
 from transformers import AutoTokenizer, CLIPModel, LlavaForConditionalGeneration
 
-from sfvlm.scene_texts import scene_questions
+from sfvlm.scene_texts import SceneObject, scene_questions
 from sfvlm.scenes import render_scene
 from sfvlm.teachers import open_teacher
 from sfvlm.vqa_questions import SHORT_ANSWER
@@ -152,8 +152,8 @@ def test_patches_get_the_words_of_the_object_in_front_however_small_it_is():
     def ids_of(text: str) -> list[int]:
         return [names.index(text.strip())]
 
-    behind = {"shape": "square", "color": "red", "size": "large", "box": (0.0, 0.0, 0.9, 0.6), "text": None}
-    before = {"shape": "letter", "color": "blue", "size": "small", "box": (0.60, 0.30, 0.62, 0.32), "text": "X"}
+    behind = SceneObject("square", "red", "large", (0.0, 0.0, 0.9, 0.6))
+    before = SceneObject("letter", "blue", "small", (0.60, 0.30, 0.62, 0.32), "X")
     words = object_words([before, behind], 16, ids_of).reshape(4, 4, 6)
     read = [[[names[i] for i in patch if i != NO_WORD] for patch in row] for row in words.tolist()]
     assert read[0][0] == ["large", "red", "square", "left", "top"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_hosts import tiny_host
+from tiny_hosts import never_ends, tiny_host
 from tiny_llava import CHAT_TEMPLATE, tiny_llava
 from tokenizers.processors import TemplateProcessing
 from torch import nn
@@ -106,12 +106,7 @@ def test_a_placeholder_in_a_users_text_is_no_photo(host: Host, photos: list[Imag
 def talker(folder: Path) -> Host:
     """A host that says "a a a a ..." and does not end by itself."""
     host = open_host(folder, device="cpu")
-    head = nn.Linear(32, len(host.processor.tokenizer))
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    with torch.no_grad():
-        head.bias[host.processor.tokenizer.encode(" a", add_special_tokens=False)[-1]] = 1
-    host.model.lm_head = head
+    never_ends(host)
     return host
 
 

@@ -91,12 +91,26 @@ def test_what_is_guessed_is_what_the_cheap_alternative_selects_by(clip_folder: P
     teacher = open_teacher(clip_folder)
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     states = teacher.model(pixels).hidden_states
-    received = attention_received(teacher.model.blocks[-2], states[-3], 1)
+    block = teacher.model.blocks[-2]
+    received = attention_received(*block.attn.heads(block.norm1(states[-3]))[:2], 1)
     kept = reduce(teacher, "cls-attention", 2, read_layer=-2)(pixels, output_hidden_states=True).hidden_states[-2][
         :, 1:
     ]
     best = received.topk(2, dim=1).indices.sort(dim=1).values
     torch.testing.assert_close(kept, states[-2][:, 1:].gather(1, best[..., None].expand(-1, -1, kept.shape[-1])))
+
+
+@torch.no_grad()
+def test_a_focus_on_the_whole_photo_changes_nothing_and_a_share_goes_into_the_rectangle():
+    model, whole = tiny_model("chosen", teacher_grid=4, num_tokens=4), torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    plain, same = model(PIXELS, num_tokens=6), model(PIXELS, num_tokens=6, focus=whole)
+    assert torch.equal(plain.last_hidden_state, same.last_hidden_state)
+    corner = torch.tensor([[0.5, 0.5, 1.0, 1.0]])
+    assert (model(PIXELS, num_tokens=6, focus=corner).token_rois[-1] >= 0.5).all()
+    boxes = model(PIXELS, num_tokens=8, focus=corner, focus_share=0.5).token_rois[-1]
+    inside = (boxes >= 0.5).all(-1)
+    assert boxes.shape == (2, 8, 4) and inside[:, -4:].all()
+    assert torch.equal(boxes[:, :4], model(PIXELS, num_tokens=4).token_rois[-1])
 
 
 def test_patches_cannot_be_chosen_without_a_first_look(clip_folder: Path):

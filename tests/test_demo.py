@@ -10,9 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
-from torch import nn
+from tiny_hosts import never_ends
 
 pytest.importorskip("gradio")
 
@@ -203,19 +202,15 @@ def test_class_names_are_ranked(client: Client, files: dict[str, str]) -> None:
 def talker(sides: Sides) -> Iterator[SimpleNamespace]:
     """Makes the sparse side say "a a a ..." without end, slowly; counts the words."""
     assert sides.sparse is not None
-    head = nn.Linear(32, len(sides.sparse.processor.tokenizer))
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    with torch.no_grad():
-        head.bias[sides.sparse.processor.tokenizer.encode(" a", add_special_tokens=False)[-1]] = 1
+    before = sides.sparse.model.lm_head
+    never_ends(sides.sparse)
     count = SimpleNamespace(words=0)
 
     def slow(*_: object) -> None:
         count.words += 1
         time.sleep(0.02)
 
-    head.register_forward_hook(slow)
-    before, sides.sparse.model.lm_head = sides.sparse.model.lm_head, head
+    sides.sparse.model.lm_head.register_forward_hook(slow)
     yield count
     sides.sparse.model.lm_head = before
 

@@ -5,11 +5,9 @@ import threading
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from tiny_hosts import photo, tiny_tower
+from tiny_hosts import never_ends, photo, tiny_tower
 from tiny_llava import tiny_llava
-from torch import nn
 
 from sfvlm.chat import Host, open_host, user_message
 from sfvlm.chat_reply import Clock, Timings, Turns
@@ -128,12 +126,7 @@ def test_replies_written_together_say_what_each_says_alone(sides: Sides) -> None
 def talkers(tmp_path: Path) -> Sides:
     """Two sides that say "a a a ..." and do not end by themselves."""
     host = open_host(tiny_llava(tmp_path), device="cpu")
-    head = nn.Linear(32, len(host.processor.tokenizer))
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    with torch.no_grad():
-        head.bias[host.processor.tokenizer.encode(" a", add_special_tokens=False)[-1]] = 1
-    host.model.lm_head = head
+    never_ends(host)
     return Sides("talkers", host, with_tower(host, tiny_tower()))
 
 

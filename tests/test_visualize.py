@@ -7,7 +7,7 @@ from PIL import Image
 from tiny import randomize, tiny_model
 
 from sfvlm import roi
-from sfvlm.cli import main
+from sfvlm.cli import COMMANDS, main
 from sfvlm.visualize import contact_sheet, draw_boxes, draw_focusing, token_color
 
 
@@ -69,4 +69,4 @@ def test_the_command_line_draws_and_names_what_is_unknown(tmp_path: Path, capsys
     with pytest.raises(SystemExit) as stopped:
         main(["dance"])
     assert stopped.value.code == 2
-    assert "bootstrap, zeroshot, swap, vqa, convert, speed, boxes, focus, zoo" in capsys.readouterr().err
+    assert f"the commands are {', '.join(COMMANDS)}." in capsys.readouterr().err

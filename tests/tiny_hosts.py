@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from tiny import randomize
 from tiny_llava import CHAT_TEMPLATE, tiny_llama_config, tiny_llava, tiny_tokenizer
+from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -32,6 +33,16 @@ SIDE = 56
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
 KINDS = ("llava", "llava_next", "llava_onevision")
 PROMPT = "USER: <image>\nIs there a dog in the photo? ASSISTANT:"
+
+
+def never_ends(host: Any) -> None:
+    """Makes an opened host of width 32 say "a a a ...", whatever it is asked."""
+    head = nn.Linear(32, len(host.processor.tokenizer))
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    with torch.no_grad():
+        head.bias[host.processor.tokenizer.encode(" a", add_special_tokens=False)[-1]] = 1
+    host.model.lm_head = head
 
 
 def tiny_host(kind: str, tmp_path: Path) -> Path:

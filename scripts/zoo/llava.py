@@ -37,7 +37,7 @@ from .clip import HALF
 from .llava_model import IMAGE, LAYER, new_llava, new_processor, train_tokenizer
 from .loop import Stage, train
 from .patch_words import object_words, word_loss
-from .questions import Turn, photo_turns, scene_facts, scene_turns
+from .questions import Turn, photo_turns, scene_facts, scene_objects, scene_turns
 from .sources import IMAGENETTE, LLAVA_SCENES, TALKED_OF, CenterViews, Data, RecipeOptions, fingerprint
 
 NO_LABEL = -100
@@ -176,7 +176,7 @@ class Conversations(Dataset[dict[str, Tensor]]):
         photo = self.photos[index]
         found = {
             "tokens": torch.from_numpy(self.tokens[index].astype(np.float32)),
-            "words": object_words(photo.meta.get("objects", ()), len(self.tokens[index]), self._ids),
+            "words": object_words(scene_objects(photo), len(self.tokens[index]), self._ids),
         }
         if self.turns is not None:
             generator = random.Random(f"{self.seed} {epoch} {place}")

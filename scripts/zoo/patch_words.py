@@ -1,11 +1,14 @@
 """The words for what stands at each patch of a rendered scene, and the loss that draws the projected patches to them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sfvlm.scene_texts import Box, SceneObject
+
+from .questions import sides_of
 
 NO_WORD = -1
 # Of cosines. Without bounds the patches would grow to a hundred times the words' length, and hide the answers.
@@ -13,32 +16,30 @@ SCALE = 20.0
 WORDS = 6
 
 
-def object_words(objects: Sequence[dict[str, Any]], patches: int, ids_of: Callable[[str], list[int]]) -> Tensor:
+def object_words(objects: Sequence[SceneObject], patches: int, ids_of: Callable[[str], list[int]]) -> Tensor:
     """Ids of the words for the object at each patch (patches, WORDS); NO_WORD where there is none.
 
     A word of several tokens counts by its first, a letter or digit by its last: what stands before it is the space.
 
     Args:
-        objects: Of one scene; "box" is (left, top, right, bottom) as shares of the side.
+        objects: Of one scene.
         patches: On a square grid, in rows.
         ids_of: Text -> token ids.
     """
     side = round(patches**0.5)
     centers = (torch.arange(side) + 0.5) / side
     words = torch.full((side, side, WORDS), NO_WORD)
-    for item in sorted(objects, key=lambda item: item["box"][0] - item["box"][2]):  # what is small stands in front
-        left, top, right, bottom = _at_least(item["box"], 1 / side)
+    for item in sorted(objects, key=lambda item: item.box[0] - item.box[2]):  # what is small stands in front
+        left, top, right, bottom = _at_least(item.box, 1 / side)
         across = (centers >= left) & (centers <= right)
         down = (centers >= top) & (centers <= bottom)
-        beside = "left" if item["box"][0] + item["box"][2] < 1 else "right"
-        above = "top" if item["box"][1] + item["box"][3] < 1 else "bottom"
-        ids = [ids_of(f" {word}")[0] for word in (item["size"], item["color"], item["shape"], beside, above)]
-        ids.append(ids_of(f" {item['text'].lower()}")[-1] if item["text"] else NO_WORD)
+        ids = [ids_of(f" {word}")[0] for word in (item.size, item.color, item.shape, *sides_of(item))]
+        ids.append(ids_of(f" {item.text.lower()}")[-1] if item.text else NO_WORD)
         words[down[:, None] & across[None, :]] = torch.tensor(ids)
     return words.flatten(0, 1)
 
 
-def _at_least(box: Sequence[float], length: float) -> tuple[float, float, float, float]:
+def _at_least(box: Box, length: float) -> Box:
     """The box, widened about its middle where it is smaller than a patch, so that it holds the middle of one."""
     left, top, right, bottom = box
     wider, higher = max(0.0, length - (right - left)) / 2, max(0.0, length - (bottom - top)) / 2

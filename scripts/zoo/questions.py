@@ -80,20 +80,32 @@ COMMON = (
 )  # fmt: skip
 
 
+def scene_objects(photo: Photo) -> list[SceneObject]:
+    """What a rendered scene shows, the biggest first; nothing where it is a photo."""
+    return [SceneObject(**(item | {"box": tuple(item["box"])})) for item in photo.meta.get("objects", ())]
+
+
+def sides_of(item: SceneObject) -> tuple[str, str]:
+    """The halves of the picture its middle is in: left or right, top or bottom."""
+    across, down = item.center
+    return "left" if across < 0.5 else "right", "top" if down < 0.5 else "bottom"
+
+
 def scene_facts(photo: Photo, generator: random.Random) -> list[Turn]:
     """Sentences about the objects of a rendered scene in two parts, the second of which takes a look at the photo."""
-    objects = [SceneObject(**(item | {"box": tuple(item["box"])})) for item in photo.meta["objects"]]
+    objects = scene_objects(photo)
     shapes, colors = Counter(item.shape for item in objects), Counter(item.color for item in objects)
     facts: list[Turn] = [("The biggest object is", f"{objects[0].color} {objects[0].shape}")]
     for item in objects:
+        across, down = sides_of(item)
         told_apart = [item.shape] * (shapes[item.shape] == 1) + [f"{item.color} object"] * (colors[item.color] == 1)
         for name in told_apart:
             facts.append(
                 (f"The {name} is a", item.shape) if name != item.shape else (f"The {name} has color", item.color)
             )
             facts.append((f"The {name} has size", item.size))
-            facts.append((f"From left to right the {name} is", "left" if item.center[0] < 0.5 else "right"))
-            facts.append((f"From top to bottom the {name} is", "top" if item.center[1] < 0.5 else "bottom"))
+            facts.append((f"From left to right the {name} is", across))
+            facts.append((f"From top to bottom the {name} is", down))
             if item.text:
                 facts.append((f"The {name} reads", item.text.lower()))
     generator.shuffle(facts)
@@ -102,7 +114,7 @@ def scene_facts(photo: Photo, generator: random.Random) -> list[Turn]:
 
 def scene_turns(photo: Photo, generator: random.Random, draws: int, most: int = 30) -> list[Turn]:
     """Questions about the objects of a rendered scene, drawn anew so many times; and one caption, often the longest."""
-    objects = [SceneObject(**(item | {"box": tuple(item["box"])})) for item in photo.meta["objects"]]
+    objects = scene_objects(photo)
     asked: dict[str, str] = {}
     for _ in range(draws):
         drawn = scene_questions(np.random.default_rng(generator.randrange(2**32)), objects)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..cli import say
 from ..focus import Case, ask_crops, ask_scenes, scene_cases
-from ..results import Row, write_results
+from ..results import Row, check_json, write_results
 from ..sides import open_sides
 from ..vqa import compare, measure, result_row
 from ..vqa_metrics import Score
@@ -43,8 +43,7 @@ class FocusCommand:
 
 def focus_command(command: FocusCommand) -> None:
     """Asks each way, the whole photo first, and prints a table."""
-    if command.out is not None and command.out.suffix != ".json":
-        raise ValueError(f"--out is {command.out}; it must end in .json.")
+    check_json(command.out)
     sides = open_sides(command.host, command.tower, device=command.device)
     if sides.sparse is None or sides.tower is None:
         raise ValueError(sides.note or f"The tower of {command.host} has no boxes to send anywhere.")

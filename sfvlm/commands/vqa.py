@@ -16,7 +16,7 @@ from ..decode import UnreadablePhoto
 from ..images import open_photos
 from ..reduce import REDUCE, reduce_host
 from ..reduce_methods import method_named
-from ..results import Row, short_names, write_results
+from ..results import Row, check_json, short_names, write_results
 from ..swap import swap
 from ..vqa import (
     BENCHMARKS,
@@ -120,8 +120,7 @@ def vqa_command(command: VqaCommand) -> None:
 
 def _check(command: VqaCommand) -> Shard | None:
     """What can be said before anything is read."""
-    if command.out is not None and command.out.suffix != ".json":
-        raise ValueError(f"--out is {command.out}; it must end in .json.")
+    check_json(command.out)
     if bool(command.model) == bool(command.answers):
         raise ValueError("Give --model for hosts that are asked, or --answers for answers that are there already.")
     if command.tower and not command.model:

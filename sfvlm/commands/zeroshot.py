@@ -13,7 +13,7 @@ from torch import nn
 from ..cli import say
 from ..controls import cost, make_controls
 from ..export import open_student
-from ..results import short_names, table, write_results
+from ..results import check_json, short_names, table, write_results
 from ..sparseformer import SparseFormerModel
 from ..teachers import Teacher, open_teacher
 from ..texts import open_text_encoder
@@ -45,6 +45,8 @@ class ZeroShotCommand:
     """Also measure the teacher at lower resolution, with larger patches, and with merged tokens."""
     num_tokens: list[int] = field(default_factory=list)
     """Budgets; default each model's own."""
+    accelerate: list[str] = field(default_factory=list)
+    """Ways of `sfvlm.accelerate`, such as int8: each model is measured like that too, beside itself."""
     image_size: int | None = None
     """Side of the photos in pixels; default the models', or the teacher's without any."""
     crop_pct: float = 1.0
@@ -69,8 +71,7 @@ class ZeroShotCommand:
 
 def zeroshot_command(command: ZeroShotCommand) -> None:
     """Opens the models, measures them on each source, prints a table for it, and writes the results."""
-    if command.out is not None and command.out.suffix != ".json":
-        raise ValueError(f"--out is {command.out}; it must end in .json.")
+    check_json(command.out)
     if not command.data:
         raise ValueError("There are no photos to measure on: give --data.")
     classes = Classes(
@@ -117,22 +118,26 @@ def _candidates(
     command: ZeroShotCommand, teacher: Teacher, students: list[SparseFormerModel], image_size: int, device: str
 ) -> tuple[list[Candidate], dict[str, str]]:
     """The teacher, the students at each budget, and the controls at all of them; and where the controls come from."""
-    modules: list[tuple[str, str, nn.Module]] = [("teacher", teacher.source, teacher.model)]
+    modules: list[tuple[str, str, nn.Module, nn.Module]] = [("teacher", teacher.source, teacher.model, teacher.model)]
     budgets: dict[int, None] = dict.fromkeys(command.num_tokens)
     for folder, name, student in zip(command.model, short_names(command.model), students, strict=True):
         for count in command.num_tokens or [student.config.num_tokens]:
-            modules.append((f"{name}@{count}", folder, Student(student, count)))
+            plain = Student(student.to(device), count)
+            modules.append((f"{name}@{count}", folder, plain, plain))
+            for how in command.accelerate:
+                faster = student.accelerate(how, batch_size=command.batch_size, num_tokens=count, image_size=image_size)
+                modules.append((f"{name}@{count} +{how}", folder, Student(faster, count), plain))
             budgets[count] = None
     citations: dict[str, str] = {}
     for count in budgets if command.controls else ():
         for control in make_controls(teacher.model, count, image_size):
-            modules.append((control.name, teacher.source, control))
+            modules.append((control.name, teacher.source, control, control))
             citations[control.name] = control.citation
     if command.controls and not budgets:
         raise ValueError("--controls needs a budget: give --num-tokens, or a --model that has one.")
     candidates = []
-    for name, pretrained, module in modules:
-        spent = cost(module.to(device), image_size)
+    for name, pretrained, module, counted in modules:
+        spent = cost(counted.to(device), image_size)  # products in another form are not seen by the counter
         numbers = {"tokens": spent.tokens, "mean_tokens": spent.mean_tokens, "gmacs": spent.macs / 1e9}
         candidates.append(Candidate(name, pretrained, module, numbers))
     return candidates, citations
