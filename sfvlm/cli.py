@@ -20,6 +20,7 @@ COMMANDS = {
     "speed": ("sfvlm.commands.speed", "SpeedCommand", "speed_command"),
     "boxes": ("sfvlm.commands.boxes", "BoxesCommand", "boxes_command"),
     "focus": ("sfvlm.commands.focus", "FocusCommand", "focus_command"),
+    "onnx": ("sfvlm.commands.onnx", "OnnxCommand", "onnx_command"),
     "zoo": ("sfvlm.commands.zoo", "ZooCommand", "zoo_command"),
 }
 

@@ -174,7 +174,7 @@ def bound(delta: Tensor, max_shift: float, max_log_scale: float) -> Tensor:
 
 def confine(roi: Tensor, min_size: float = 0.01) -> Tensor:
     """Keeps box centres on the photo and box sizes between `min_size` and the whole photo: (..., 4) -> (..., 4)."""
-    return from_center(centers(roi).clamp(0, 1), sizes(roi).clamp(min_size, 1))
+    return from_center(centers(roi).clamp(0, 1), sizes(roi).clamp(min_size, 1.0))
 
 
 def place_points(roi: Tensor, offset: Tensor, eps: float = 1e-5) -> Tensor:

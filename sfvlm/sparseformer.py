@@ -34,7 +34,7 @@ from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
 from . import roi
-from .accelerate import accelerate
+from .accelerate import accelerate, example_pixels
 from .blocks import AttentionPool, Block, Head, block_sizes, check_pixels
 from .configuration import SparseFormerConfig
 
@@ -498,26 +498,20 @@ class SparseFormerModel(PreTrainedModel):
             self._focus = before
 
     def accelerate(
-        self,
-        how: str | None = None,
-        *,
-        batch_size: int = 1,
-        num_tokens: int | None = None,
-        image_size: int | None = None,
+        self, how: str | None = None, *, pixels: Tensor | None = None, num_tokens: int | None = None
     ) -> "SparseFormerModel":
         """The same model, faster on this machine for calls of that size; this one stays as it is.
 
         Args:
             how: A way of `sfvlm.accelerate.HOWS`; by default the fastest that loses no precision.
-            batch_size: Photos a call.
-            num_tokens: Budget of the calls; default the model's own.
-            image_size: Side of the photos in pixels; default the model's own.
+            pixels: (B, 3, H, W), a batch as it will come; by default one rendered scene of the model's own size.
+            num_tokens: Budget of the calls; by default the model's own.
 
         Raises:
             ValueError: This machine cannot do it, the model is training, or the output differs by more than it may.
         """
-        side = image_size or self.config.image_size
-        pixels = torch.randn(batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
+        if pixels is None:
+            pixels = example_pixels(self.config)
         return accelerate(self, how, pixels.to(self.device, self.dtype), num_tokens=num_tokens)
 
     def _enter(self, tokens: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 
     in_turns({...})          A B A B ..., warm-ups first        -> what each run measured
     cost_rows(...)           medians, extremes, and how many times less than the first   -> rows of a results file
-    cost_table(rows)         one line a measure, one column a thing
+    cost_table(rows)         one line a measure, one column a thing; or the other way round
 
-A measure's name ends in its unit: `_seconds`, `_bytes`, `_tokens`, `_parameters`, `_macs`. What is measured of hosts and of
-encoders alone: `sfvlm.speed_hosts`; random models of published sizes to measure: `sfvlm.speed_shapes`.
+A measure's name ends in its unit, one of `UNITS`: `encode_seconds`, `read_bytes`. What is measured of hosts: `sfvlm.speed_hosts`;
+of encoders alone: `sfvlm.speed_encoders`; random models of published sizes to measure: `sfvlm.speed_shapes`.
 """
 
 import importlib.metadata
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -26,14 +26,34 @@ from .files import write_text
 Measured = TypeVar("Measured")
 Measures = dict[str, float]
 Row = dict[str, Any]  # model, source, batch_size, measures: name -> median, min, max, values, times_less
-# Unit -> its factor and sign in a table, and how a line is called.
+
+
+class Unit(NamedTuple):
+    """How the measures of a unit are shown.
+
+    Attributes:
+        factor, sign: Of the number in a table.
+        title: What a measure is called, from the part of its name before the unit.
+        less_is_better: Whether it makes sense how many times less than the first it is.
+    """
+
+    factor: float
+    sign: str
+    title: str = "{}"
+    less_is_better: bool = True
+
+
 UNITS = {
-    "seconds": (1e3, "ms", "{}"),
-    "bytes": (1e-6, "MB", "{}"),
-    "tokens": (1, "", "{} tokens"),
-    "parameters": (1e-6, "M", "{} parameters"),
-    "macs": (1e-9, "G", "{} MACs"),
+    "seconds": Unit(1e3, "ms"),
+    "bytes": Unit(1e-6, "MB"),
+    "tokens": Unit(1, "", "{} tokens"),
+    "parameters": Unit(1e-6, "M", "{} parameters"),
+    "macs": Unit(1e-9, "G", "{} MACs"),
+    "joules": Unit(1, "J", "energy a {}"),
+    "throughput": Unit(1, "photos/s", "{} throughput", less_is_better=False),
+    "share": Unit(100, "%", "share of the {} reached", less_is_better=False),
 }
+LINE_RATIOS = ("seconds", "macs", "joules")
 
 
 def now(device: torch.device) -> float:
@@ -109,7 +129,7 @@ def cost_rows(
 
     Returns:
         Of every measure `values` as they came, `median`, `min`, `max`, and `times_less`: the first thing's median by this
-        one's, or None where either is 0 or the first has no such measure.
+        one's, or None where either is 0, the first has no such measure, or more of it is better.
     """
     rows: list[Row] = []
     for (name, source), fixed, measured in zip(things, facts, runs, strict=True):
@@ -124,30 +144,39 @@ def cost_rows(
 def _summary(values: list[float], name: str, first: Mapping[str, Any] | None) -> dict[str, Any]:
     median = statistics.median(values)
     base = median if first is None else first.get(name, {}).get("median")
-    ratio = base / median if base and median else None
+    compared = UNITS[name.rpartition("_")[2]].less_is_better
+    ratio = base / median if compared and base and median else None
     return {"median": median, "min": min(values), "max": max(values), "values": values, "times_less": ratio}
 
 
-def cost_table(rows: Sequence[Row]) -> str:
-    """Rows of one batch size as text: a line a measure, and how many times less than the first beside each number."""
+def cost_table(rows: Sequence[Row], *, line_a_row: bool = False) -> str:
+    """Rows of one batch size as text, with how many times less than the first beside each number.
+
+    Args:
+        rows: From `cost_rows`.
+        line_a_row: A line a thing, for many things, with such ratios of `LINE_RATIOS` alone; else a line a measure.
+    """
     names = dict.fromkeys(name for row in rows for name in row["measures"])
     lines = [[f"batch {rows[0]['batch_size']}", *(row["model"] for row in rows)]]
     for name in names:
         what, _, unit = name.rpartition("_")
-        cells = [_cell(row["measures"].get(name), unit, is_first=row is rows[0]) for row in rows]
-        lines.append([UNITS[unit][2].format(what.replace("_", " ")), *cells])
+        has_ratios = unit in LINE_RATIOS or not line_a_row
+        cells = [_cell(row["measures"].get(name), unit, has_ratio=has_ratios and row is not rows[0]) for row in rows]
+        lines.append([UNITS[unit].title.format(what.replace("_", " ")), *cells])
+    if line_a_row:
+        lines = list(zip(*lines, strict=True))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def _cell(summary: Mapping[str, Any] | None, unit: str, *, is_first: bool) -> str:
-    """As 512 ms (498 ... 530) 7.5 x; the extremes where they differ."""
+def _cell(summary: Mapping[str, Any] | None, unit: str, *, has_ratio: bool) -> str:
+    """As 512 ms (498 ... 530) 7.5 x; the extremes where they differ, and are of something measured."""
     if summary is None:
         return ""
-    scale, sign, _ = UNITS[unit]
-    median, low, high = (_number(summary[key] * scale) for key in ("median", "min", "max"))
-    spread = f" ({low} ... {high})" if low != high else ""
-    less = "" if is_first or summary["times_less"] is None else f"  {summary['times_less']:.2g} x"
+    factor, sign, _, is_compared = UNITS[unit]
+    median, low, high = (_number(summary[key] * factor) for key in ("median", "min", "max"))
+    spread = f" ({low} ... {high})" if is_compared and low != high else ""
+    less = "" if not has_ratio or summary["times_less"] is None else f"  {summary['times_less']:.2g} x"
     return f"{median} {sign}".rstrip() + spread + less
 
 

@@ -1,4 +1,4 @@
-"""What a reply of a host costs, part by part, and what a vision model alone costs.
+"""What a reply of a host costs, part by part.
 
     prepare   photos and prompts to tensors on the device (the processor)
     encode    vision tower and projector                      -> features
@@ -12,6 +12,7 @@ of the language model, F features of all photos.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from .chat import Host, user_message
 from .controls import macs, macs_a_photo
 from .host_reader import next_word
 from .speed import Measures, Phases, Row, cost_rows, in_turns
+from .speed_energy import Meter
 from .swap_plan import HOSTS
 
 PROMPT = "Describe the photo in detail."
@@ -195,6 +197,7 @@ def measure_hosts(
     repeats: int = 5,
     new_tokens: int = 32,
     warmups: int = 1,
+    meter: Meter | None = None,
 ) -> list[Row]:
     """Measures hosts in turns, each turn on other photos, the same for all hosts.
 
@@ -205,6 +208,7 @@ def measure_hosts(
         repeats: Measured replies of each host.
         new_tokens: Words of a reply.
         warmups: Replies of each host before those.
+        meter: Where the device counts what it draws: then also `reply_joules`, of one reply of the batch.
 
     Returns:
         Rows of `cost_rows`.
@@ -215,8 +219,13 @@ def measure_hosts(
     check_numbers(batch_size=batch_size, repeats=repeats)
     if new_tokens < 2:
         raise ValueError(f"new_tokens is {new_tokens}; the time of a further token needs at least 2.")
-    actions = [lambda turn, subject=subject: reply(subject, batch_size, turn, new_tokens)[0] for subject in subjects]
-    runs = in_turns(actions, repeats, warmups)
+
+    def action(subject: Subject, turn: int) -> Measures:
+        before = 0.0 if meter is None else meter()
+        measures, _ = reply(subject, batch_size, turn, new_tokens)
+        return measures if meter is None else measures | {"reply_joules": (meter() - before) / batch_size}
+
+    runs = in_turns([partial(action, subject) for subject in subjects], repeats, warmups)
     return cost_rows([(subject.name, subject.source) for subject in subjects], batch_size, facts, runs)
 
 
@@ -225,47 +234,3 @@ def check_numbers(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name} is {number}; it must be at least 1.")
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A vision model that is called on pixels alone, and the side of its photos in pixels."""
-
-    name: str
-    model: nn.Module
-    image_size: int
-
-
-def encoder_facts(encoder: Encoder) -> Measures:
-    """Parameters, and multiply-adds a photo."""
-    parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
-    return {"encoder_parameters": parameters, "encoder_macs": macs(encoder.model, encoder.image_size)}
-
-
-@torch.inference_mode()
-def measure_encoders(
-    encoders: Sequence[Encoder], batch_size: int, facts: Sequence[Measures], *, repeats: int = 5, warmups: int = 1
-) -> list[Row]:
-    """Measures encoders in turns on random pixels; arguments and result as `measure_hosts`.
-
-    Raises:
-        ValueError: A number is too small to measure anything.
-    """
-    check_numbers(batch_size=batch_size, repeats=repeats)
-
-    def action(encoder: Encoder) -> Callable[[int], Measures]:
-        parameter = next(encoder.model.parameters())
-
-        def run(turn: int) -> Measures:
-            generator = torch.Generator().manual_seed(turn)
-            shape = (batch_size, 3, encoder.image_size, encoder.image_size)
-            pixels = torch.randn(shape, generator=generator).to(parameter.device, parameter.dtype)
-            phases = Phases(parameter.device)
-            with phases.phase("encode"):
-                encoder.model(pixels)
-            return {"encode_seconds": phases.seconds["encode"]}
-
-        return run
-
-    runs = in_turns([action(encoder) for encoder in encoders], repeats, warmups)
-    return cost_rows([(encoder.name, encoder.name) for encoder in encoders], batch_size, facts, runs)

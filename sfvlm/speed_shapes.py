@@ -1,10 +1,10 @@
 """Random models of published sizes, to measure what they cost without their weights: no checkpoint is read.
 
     open_shape("7b")    LLaVA-1.5-7B; the same with a SparseFormer of 49 tokens; the same with 64 tokens picked by class attention
-    clip_encoders()     CLIP ViT-L/14-336 and the preset sparseformer-clip-large, alone
+    CLIPS["clip-b16"]   a CLIP alone, for `sfvlm.speed_encoders`
 
-The hosts of a shape share one language model and projector. Sizes: llava-hf/llava-1.5-7b-hf, openai/clip-vit-large-patch14-336
-(`config.json`).
+The hosts of a shape share one language model and projector. Sizes: llava-hf/llava-1.5-7b-hf, openai/clip-vit-base-patch16,
+openai/clip-vit-large-patch14-336 (`config.json`).
 """
 
 import copy
@@ -19,18 +19,27 @@ from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
     LlamaConfig,
     LlavaConfig,
     PreTrainedConfig,
 )
 
-from .configuration import SparseFormerConfig, preset
+from .configuration import SparseFormerConfig
 from .inherit import student_config
 from .reduce import ReducedTowerConfig
-from .sparseformer import SparseFormerModel
-from .speed_hosts import Encoder, Subject
+from .speed_hosts import Subject
 
+# Fields of transformers' CLIPVisionConfig.
+CLIPS: dict[str, dict[str, Any]] = {
+    "clip-b16": dict(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224,
+        patch_size=16, hidden_act="quick_gelu", projection_dim=512,
+    ),
+    "clip-l14-336": dict(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
+        patch_size=14, hidden_act="quick_gelu", projection_dim=768,
+    ),
+}  # fmt: skip
 TEXT_WORDS = 40  # of a prompt, around the photo
 READ_LAYER = -2
 
@@ -49,10 +58,7 @@ class Shape:
 SHAPES = {
     "7b": Shape(
         "llava-1.5-7b",
-        dict(
-            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-            patch_size=14, hidden_act="quick_gelu", projection_dim=768,
-        ),
+        CLIPS["clip-l14-336"],
         dict(
             vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
             num_key_value_heads=32, max_position_embeddings=4096, rms_norm_eps=1e-5,
@@ -160,18 +166,24 @@ def _dense_config(shape: Shape) -> LlavaConfig:
 
 def _tower_configs(shape: Shape) -> Sequence[PreTrainedConfig]:
     """Of the sparse tower, and of the dense one that picks tokens; both from the dense tower's sizes."""
-    vision = shape.vision
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "hidden_act")
-    dense = SparseFormerConfig(
-        teacher_patch_size=vision["patch_size"],
-        teacher_grid=vision["image_size"] // vision["patch_size"],
-        projection_dim=0,
-        **{name: vision[name] for name in names},
-    )
+    dense = dense_config(shape.vision | {"projection_dim": 0})
     picked = ReducedTowerConfig(
         method="cls-attention", num_tokens=shape.picked_tokens, read_layer=READ_LAYER, dense_config=dense.to_dict()
     )
     return student_config(dense, num_tokens=shape.sparse_tokens), picked
+
+
+def dense_config(vision: dict[str, Any]) -> SparseFormerConfig:
+    """What a `DenseTransformer` of these sizes, fields of transformers' CLIPVisionConfig, is made of."""
+    names = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "hidden_act",
+        "projection_dim",
+    )  # fmt: skip
+    return SparseFormerConfig(
+        teacher_patch_size=vision["patch_size"],
+        teacher_grid=vision["image_size"] // vision["patch_size"],
+        **{name: vision[name] for name in names},
+    )
 
 
 def _with_tower(dense: Any, tower: Any) -> Any:
@@ -200,18 +212,3 @@ def _subject(name: str, source: str, model: Any, image_tokens: int) -> Subject:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
 
     return Subject(name, source, model, inputs, is_prepared=True)
-
-
-def clip_encoders(dtype: torch.dtype, device: str | torch.device) -> list[Encoder]:
-    """CLIP ViT-L/14-336 (577 tokens, on fused attention) and sparseformer-clip-large (64, class token included, 224 px)."""
-    vision, ours = SHAPES["7b"].vision, preset("sparseformer-clip-large")
-    theirs = CLIPVisionConfig(**vision)
-    theirs._attn_implementation = "sdpa"
-    models: dict[str, tuple[nn.Module, int]] = {
-        "CLIP ViT-L/14-336": (CLIPVisionModelWithProjection(theirs), vision["image_size"]),
-        "sparseformer-clip-large": (SparseFormerModel(ours), ours.image_size),
-    }
-    return [
-        Encoder(name, model.to(device=device, dtype=dtype).eval().requires_grad_(False), size)
-        for name, (model, size) in models.items()
-    ]

@@ -37,7 +37,7 @@ def clip() -> CLIPVisionModelWithProjection:
 @pytest.mark.parametrize("focusing", ["inherited", "chosen", "fresh"])
 def test_a_packed_model_gives_the_same_on_other_photos_batches_sizes_and_budgets(focusing: str):
     model = moved_model(focusing)
-    packed = model.accelerate("packed", batch_size=2)
+    packed = model.accelerate("packed", pixels=photos(2))
     assert type(packed) is type(model)
     assert any(isinstance(layer, PackedLinear) for layer in packed.modules())
     for pixels, budget in ((photos(2, seed=1), 4), (photos(3), 4), (photos(2, 48), 4), (photos(1), 9)):
@@ -49,7 +49,7 @@ def test_a_packed_model_gives_the_same_on_other_photos_batches_sizes_and_budgets
 @needs_packing
 @torch.no_grad()
 def test_only_the_sizes_asked_for_are_packed():
-    packed = moved_model("inherited").accelerate("packed", batch_size=2)
+    packed = moved_model("inherited").accelerate("packed", pixels=photos(2))
     layers = [layer for layer in packed.modules() if isinstance(layer, PackedLinear)]
     before = [set(layer.packs) for layer in layers]
     packed(photos(5))
@@ -98,7 +98,7 @@ def test_a_dense_clip_is_accelerated_by_the_same_means(how: str):
 @pytest.mark.parametrize("focusing", ["inherited", "chosen", "fresh"])
 def test_eight_bits_stay_close_and_leave_what_decides_where_to_look(focusing: str):
     model = moved_model(focusing)
-    fast = model.accelerate("int8", batch_size=2)
+    fast = model.accelerate("int8", pixels=photos(2))
     exact = [name for name, layer in fast.named_modules() if type(layer) is nn.Linear]
     if focusing == "chosen":
         assert "focusing.saliency" in exact
@@ -110,6 +110,21 @@ def test_eight_bits_stay_close_and_leave_what_decides_where_to_look(focusing: st
 
 
 @needs_int8
+@torch.no_grad()
+def test_a_few_huge_features_do_not_take_the_bits_of_the_others(monkeypatch: pytest.MonkeyPatch):
+    model = moved_model("inherited")
+    for block in model.blocks:
+        block.mlp.fc1.bias[:3] += 200.0
+        block.mlp.fc2.weight[:, :3] *= 0.005
+    pixels = photos(2)
+    kept = model.accelerate("int8", pixels=pixels).acceleration.difference
+    monkeypatch.setattr(module, "_large_features", lambda model, call: {})
+    monkeypatch.setitem(module.TOLERANCES, "int8", 9.0)
+    lost = model.accelerate("int8", pixels=pixels).acceleration.difference
+    assert kept < lost / 3
+
+
+@needs_int8
 def test_an_output_that_differs_too_much_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(module.TOLERANCES, "int8", 1e-9)
     with pytest.raises(ValueError, match=r"differs by .* of its length, and 1e-09 is allowed"):
@@ -118,7 +133,7 @@ def test_an_output_that_differs_too_much_is_refused(monkeypatch: pytest.MonkeyPa
 
 def test_a_difference_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "difference_of", lambda found, expected: float("nan"))
-    monkeypatch.setitem(module.MAKERS, "compile", lambda model: model)
+    monkeypatch.setitem(module.MAKERS, "compile", lambda model, call: model)
     with pytest.raises(ValueError, match="differs by nan"):
         moved_model("inherited").accelerate("compile")
 
@@ -154,7 +169,7 @@ def test_a_model_in_training_is_refused():
 @torch.no_grad()
 def test_bfloat16_takes_float32_photos_and_keeps_boxes_exact():
     model = moved_model("inherited")
-    lower = module._bfloat16(module._sharing(model))
+    lower = module._bfloat16(module._sharing(model), lambda model: None)
     output = lower(photos())
     assert output.pooler_output.dtype == torch.bfloat16
     assert output.token_rois[-1].dtype == torch.float32

@@ -9,17 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model
 from tiny_hosts import KINDS, opened, photo
 from transformers import CLIPModel
 
-import sfvlm.commands.speed as command_module
 import sfvlm.speed_shapes as shapes
 from sfvlm.chat import Host, user_message
 from sfvlm.cli import run
 from sfvlm.commands.speed import SpeedCommand, speed_command
 from sfvlm.speed import cost_rows, cost_table, in_turns
-from sfvlm.speed_hosts import Encoder, Subject, encoder_facts, host_facts, host_subject, measure_hosts, reply
+from sfvlm.speed_hosts import Subject, host_facts, host_subject, measure_hosts, reply
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +67,7 @@ def test_sides_take_turns_and_warm_up_first() -> None:
 
 def test_rows_have_medians_extremes_and_ratios_against_the_first() -> None:
     things = [("dense", "a"), ("sparse", "b")]
-    facts = [{"tower_macs": 30.0}, {"tower_macs": 10.0}]
+    facts = [{"tower_macs": 30.0, "photo_throughput": 1.0}, {"tower_macs": 10.0, "photo_throughput": 4.0}]
     runs = [
         [{"encode_seconds": 9.0}, {"encode_seconds": 4.0}, {"encode_seconds": 6.0}],
         [{"encode_seconds": 2.0, "extra_bytes": 1}, {"encode_seconds": 8.0, "extra_bytes": 1}],
@@ -82,9 +80,13 @@ def test_rows_have_medians_extremes_and_ratios_against_the_first() -> None:
     assert sparse["measures"]["encode_seconds"]["times_less"] == pytest.approx(6 / 5)
     assert sparse["measures"]["tower_macs"]["times_less"] == 3.0
     assert sparse["measures"]["extra_bytes"]["times_less"] is None
+    assert sparse["measures"]["photo_throughput"]["times_less"] is None  # more of it is better
     lines = cost_table([dense, sparse]).splitlines()
     assert lines[0].split() == ["batch", "4", "dense", "sparse"]
-    assert "6000 ms (4000 ... 9000)" in lines[2] and "5000 ms (2000 ... 8000)  1.2 x" in lines[2]
+    assert "6000 ms (4000 ... 9000)" in lines[3] and "5000 ms (2000 ... 8000)  1.2 x" in lines[3]
+    by_model = cost_table([dense, sparse], line_a_row=True).splitlines()
+    assert [line.split()[0] for line in by_model] == ["batch", "dense", "sparse"]
+    assert "5000 ms (2000 ... 8000)  1.2 x" in by_model[2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,6 +154,12 @@ def test_a_swapped_host_beside_its_dense_one(hosts: dict[str, Path], swapped_fol
         )
         parts = zip(*(seconds[f"{part}_seconds"] for part in ("prepare", "encode", "prefill")), strict=True)
         assert seconds["first_token_seconds"] == pytest.approx([sum(each) for each in parts])
+
+
+def test_energy_is_of_one_reply(hosts: dict[str, Path]) -> None:
+    subject, counter = subject_of(hosts["llava"]), iter([1.0, 7.0, 10.0, 26.0])
+    (row,) = measure_hosts([subject], 2, [{}], repeats=2, warmups=0, new_tokens=2, meter=lambda: next(counter))
+    assert row["measures"]["reply_joules"]["values"] == [3.0, 8.0]
 
 
 def test_every_turn_has_other_photos_and_all_hosts_the_same(hosts: dict[str, Path]) -> None:
@@ -249,6 +257,7 @@ def test_the_command_measures_folders(
         ("llava", 1), ("llava-49", 1), ("llava", 2), ("llava-49", 2)
     ]  # fmt: skip
     assert content["rows"][0].keys() == {"model", "source", "batch_size", "measures"}
+    assert content["finished"] is True
     assert content["machine"].keys() == {"cpu", "threads", "device", "system", "versions"}
     assert content["machine"]["threads"] == 1
     assert content["machine"]["versions"]["torch"] == importlib.metadata.version("torch")
@@ -256,27 +265,12 @@ def test_the_command_measures_folders(
     assert content["date"]
 
 
-def test_the_command_without_hosts_measures_the_encoders(
-    clip_model: CLIPModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    encoders = [Encoder("dense", clip_model.vision_model, 32), Encoder("sparse", tiny_model(), 32)]
-    asked: list[tuple[torch.dtype, str]] = []
-    monkeypatch.setattr(
-        command_module, "clip_encoders", lambda dtype, device: asked.append((dtype, str(device))) or encoders
-    )
-    run(speed_command, SpeedCommand, ["--batch-sizes", "2", "--repeats", "2", "--device", "cpu"])
-    printed = capsys.readouterr().out.splitlines()
-    assert asked == [(torch.float32, "cpu")]
-    assert [line.split("  ")[0] for line in printed[:4]] == ["batch 2", "encoder parameters", "encoder MACs", "encode"]
-    assert encoder_facts(encoders[0])["encoder_macs"] == tower_macs(16, 8, 64, 128, 4)
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--host", "no/such/folder/here"], "no/such/folder/here"),
         (["--shape", "8b"], "There is no shape '8b'; the shapes are 7b, tiny."),
-        (["--shape", "tiny", "--host", "llava-tiny"], "not both"),
+        (["--shape", "tiny", "--host", "llava-tiny"], "--host and --shape are kinds of measurement of their own"),
         (["--photos", "scenes:4"], "give --host too"),
         (["--shape", "tiny", "--repeats", "0"], "repeats is 0"),
         (["--shape", "tiny", "--threads", "0"], "threads is 0"),

@@ -1,54 +1,73 @@
-"""The command behind `eval/speed.py`: hosts, or random models of published sizes, to a table of what they cost."""
+"""The command behind `eval/speed.py`: hosts, encoders, or random models of published sizes, to tables of what they cost."""
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 
+from ..accelerate import check_possible
 from ..chat import check_host, open_host
 from ..cli import say
 from ..images import Photos, open_photos, readable
 from ..results import short_names
 from ..speed import Row, cost_table, machine, write_costs
-from ..speed_hosts import (
-    PROMPT,
-    Subject,
-    check_numbers,
-    encoder_facts,
-    host_facts,
-    host_subject,
-    measure_encoders,
-    measure_hosts,
+from ..speed_encoders import SUITE_BUDGETS, Encoder, Encoders, dense_base, encoder_name, suite
+from ..speed_energy import open_meter
+from ..speed_hosts import PROMPT, Subject, check_numbers, host_facts, host_subject, measure_hosts
+from ..speed_plots import check_plot, plot_quality, plot_scaling
+from ..speed_rounds import Ceilings, measure_encoders
+from ..speed_scaling import (
+    SCALING_BATCH_SIZES,
+    SCALING_BUDGETS,
+    SCALING_IMAGE_SIZES,
+    fits,
+    measure_panel,
+    scaling_panels,
 )
-from ..speed_shapes import clip_encoders, open_shape, shape_named
+from ..speed_shapes import open_shape, shape_named
 
 FEWEST_PHOTOS = 16  # that take turns
+ENCODERS = ("clip-l14-336", "sparseformer-clip-large")
 
 
 @dataclass(frozen=True)
 class SpeedCommand:
-    """Time LLaVAs beside the first of them, part by part; or without any, the CLIP-large preset beside CLIP ViT-L/14-336."""
+    """Time LLaVAs part by part, or encoders alone, beside the first of them; without either, a SparseFormer beside a CLIP."""
 
     host: list[str] = field(default_factory=list)
     """Hosts, transformers LLaVA, LLaVA-NeXT or LLaVA-OneVision, swapped or not: folders, hub ids or names of the zoo."""
     shape: str | None = None
     """Instead of hosts: 7b, a random LLaVA-1.5-7B beside the same with 49 sparse tokens and with 64 that are picked by
     class attention; made for a GPU (about 15 GB in bfloat16). tiny: a few blocks, to see it run."""
+    encoder: list[str] = field(default_factory=list)
+    """Instead of hosts, encoders: clip-b16, clip-l14-336 or a preset, of random weights; folders, names of the zoo, .onnx
+    files. Of a dense one D also D@49 (its student), D/chosen@49 and D/reduce:average@49."""
+    suite: str | None = None
+    """A dense encoder, its student at --budgets, and every cheap alternative at 49 tokens."""
+    scaling: list[str] = field(default_factory=list)
+    """How a sparse encoder's cost grows with tokens, photos and their size; behind it the dense one that photos of every
+    size are shown too, by default that of which it is made: clip-l14-336 for clip-l14-336@49."""
+    accelerate: list[str] = field(default_factory=list)
+    """Ways to run encoders faster, each beside every encoder as it is: packed, int8, bfloat16, compile, graph."""
     photos: list[str] = field(default_factory=list)
     """What hosts are shown: folders, images or tar shards; default rendered scenes."""
     prompt: str = PROMPT
     """What hosts are asked of every photo."""
     new_tokens: int = 32
     """Words of every reply."""
-    batch_sizes: tuple[int, ...] = (1, 8)
-    """Photos at once."""
+    batch_sizes: tuple[int, ...] | None = None
+    """Photos at once; default 1 8, for encoders on a GPU 1 8 64, for --scaling 1 2 4 8."""
+    budgets: tuple[int, ...] | None = None
+    """Tokens of a suite's students, default 16 25 36 49 64 100; or of --scaling, default every square from 16 to 196."""
+    image_sizes: tuple[int, ...] = SCALING_IMAGE_SIZES
+    """Sides of the photos of --scaling."""
     repeats: int = 5
     """Timed runs of each side."""
     warmups: int = 1
@@ -60,77 +79,246 @@ class SpeedCommand:
     device: str | None = None
     """Default cuda where there is one."""
     out: Path | None = None
-    """Also write JSON there."""
+    """Also write JSON there, of encoders after every round."""
+    results: list[Path] = field(default_factory=list)
+    """Measures nothing: files of this command and of eval/zeroshot.py or eval/vqa.py, for --plot."""
+    plot: Path | None = None
+    """A .png, .svg or .pdf: of --scaling, or of the quality of --results over their latency."""
 
 
 def speed_command(command: SpeedCommand) -> None:
-    """Measures every batch size, prints a table for each and writes the results."""
+    """Measures, prints tables and writes the results; or plots results that are there already."""
     device = _check(command)
     torch.set_num_threads(command.threads)
+    if command.results:
+        assert command.plot is not None
+        left_out = plot_quality(command.results, command.plot)
+        for line in left_out:
+            say(f"Left out: {line}.")
+        say(f"Wrote {command.plot}.")
+        return
+    report = Report(command, device)
     try:
-        rows = _measure(command, device)
+        if command.host or command.shape is not None:
+            _measure_hosts(report)
+        elif command.scaling:
+            _measure_scaling(report)
+        else:
+            _measure_encoders(report)
     except torch.OutOfMemoryError as error:
-        sizes = ", ".join(map(str, command.batch_sizes))
+        sizes = ", ".join(map(str, report.batch_sizes))
         raise ValueError(
             f"The memory of {device} is too small for batches of {sizes}: give fewer or smaller ones."
         ) from error
+    except KeyboardInterrupt:
+        kept = f"what was measured before is in {command.out}" if report.rows and command.out else "nothing is kept"
+        sys.stderr.write(f"\nInterrupted; {kept}.\n")
+        raise SystemExit(130) from None
     if command.out is not None:
-        settings = asdict(command) | {"out": str(command.out), "command": shlex.join(sys.argv)}
-        write_costs(command.out, rows, {"settings": settings, "machine": machine(device)})
         say(f"\nWrote {command.out}.")
+
+
+class Report:
+    """What a run has measured so far, and the file that has it."""
+
+    def __init__(self, command: SpeedCommand, device: torch.device) -> None:
+        self.command, self.device = command, device
+        self.rows: list[Row] = []
+        self.facts: dict[str, Any] = {}
+        self.turns = {"repeats": command.repeats, "warmups": command.warmups}
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Those asked for, or what suits what is measured."""
+        if self.command.batch_sizes is not None:
+            return self.command.batch_sizes
+        if self.command.scaling:
+            return SCALING_BATCH_SIZES
+        is_encoders = not self.command.host and self.command.shape is None
+        return (1, 8, 64) if is_encoders and self.device.type == "cuda" else (1, 8)
+
+    def add(self, rows: Sequence[Row], *, is_last: bool = False) -> None:
+        """Keeps rows; the file has them from now on."""
+        self.rows += rows
+        if self.command.out is not None:
+            settings = asdict(self.command) | {"batch_sizes": self.batch_sizes, "command": shlex.join(sys.argv)}
+            settings = {name: _plain(value) for name, value in settings.items()}
+            facts = {"settings": settings, "machine": machine(self.device), **self.facts, "finished": is_last}
+            write_costs(self.command.out, self.rows, facts)
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text, for JSON."""
+    return (
+        [str(each) for each in value] if isinstance(value, list) else str(value) if isinstance(value, Path) else value
+    )
 
 
 def _check(command: SpeedCommand) -> torch.device:
     """What can be said before anything large is read; returns the device."""
+    batch_sizes = command.batch_sizes if command.batch_sizes is not None else (1,)
     check_numbers(
-        repeats=command.repeats, threads=command.threads, **{"batch size": min(command.batch_sizes, default=0)}
+        repeats=command.repeats,
+        threads=command.threads,
+        **{
+            "batch size": min(batch_sizes, default=0),
+            "budget": min(command.budgets if command.budgets is not None else (1,), default=0),
+            "image size": min(command.image_sizes, default=0),
+        },
     )
     if command.warmups < 0:
         raise ValueError(f"--warmups is {command.warmups}; it must be 0 or more.")
-    if command.host and command.shape is not None:
-        raise ValueError("Give --host for hosts, or --shape for random models, not both.")
-    if command.photos and not command.host:
-        raise ValueError("--photos are shown to hosts: give --host too.")
+    _check_kind(command)
+    if len(command.scaling) > 2:
+        raise ValueError(f"--scaling takes a sparse encoder and a dense one, not {len(command.scaling)}.")
     if command.out is not None and (command.out.is_dir() or not command.out.parent.is_dir()):
         raise ValueError(f"--out is {command.out}; it must be a file in a folder that exists.")
+    if command.plot is not None:
+        check_plot(command.plot)
     if command.new_tokens < 2:
         raise ValueError(f"--new-tokens is {command.new_tokens}; the time of a further token needs at least 2.")
     if command.shape is not None:
         shape_named(command.shape)
     for source in command.host:
         check_host(source)
+    for name in _encoder_names(command):
+        encoder_name(name)
     try:
         device = torch.device(command.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"The device {command.device!r} cannot be used: {reason}") from error
+    for how in command.accelerate:
+        check_possible(how, device)
     return device
 
 
-def _measure(command: SpeedCommand, device: torch.device) -> list[Row]:
-    """Opens both sides and measures them at every batch size."""
-    turns: dict[str, int] = {"repeats": command.repeats, "warmups": command.warmups}
-    measure: Callable[[int], list[Row]]
-    if command.host or command.shape is not None:
-        subjects = _subjects(command, device)
-        facts = [host_facts(subject) for subject in subjects]
-        measure = partial(measure_hosts, subjects, facts=facts, new_tokens=command.new_tokens, **turns)
-    else:
-        encoders = clip_encoders(getattr(torch, command.dtype or "float32"), device)
-        measure = partial(measure_encoders, encoders, facts=[encoder_facts(encoder) for encoder in encoders], **turns)
-    rows: list[Row] = []
-    for batch_size in command.batch_sizes:
-        measured = measure(batch_size)
-        say(cost_table(measured) + "\n")
-        rows += measured
-    say(f"Medians (and extremes) of {command.repeats} in turns; x: how many times less than {rows[0]['model']}.")
-    return rows
+def _check_kind(command: SpeedCommand) -> None:
+    """Raises ValueError unless one kind of thing is asked for, with nothing that belongs to another."""
+    asked = {
+        "--host": bool(command.host),
+        "--shape": command.shape is not None,
+        "--encoder": bool(command.encoder),
+        "--suite": command.suite is not None,
+        "--scaling": bool(command.scaling),
+        "--results": bool(command.results),
+    }
+    given = [flag for flag, is_given in asked.items() if is_given]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} are kinds of measurement of their own: give one of them, not both.")
+    if command.photos and not command.host:
+        raise ValueError("--photos are shown to hosts: give --host too.")
+    if command.accelerate and (given or ["--encoder"])[0] not in ("--encoder", "--suite"):
+        raise ValueError(f"--accelerate is for encoders, not for {given[0]}.")
+    if command.plot is not None and given[:1] not in (["--scaling"], ["--results"]):
+        raise ValueError(
+            "--plot needs --scaling, or --results with files to plot: of this command and of an evaluation."
+        )
+    if command.results and command.plot is None:
+        raise ValueError("--results are for a plot: say where by --plot.")
 
 
-def _subjects(command: SpeedCommand, device: torch.device) -> list[Subject]:
+def _encoder_names(command: SpeedCommand) -> list[str]:
+    """Of all encoders that are to be measured; for scaling, the sparse one and what it is made of."""
+    if command.host or command.shape is not None or command.results:
+        return []
+    if command.suite is not None:
+        return suite(command.suite, command.budgets or SUITE_BUDGETS)
+    if command.scaling:
+        dense = dense_base(command.scaling[0]) if len(command.scaling) == 1 else None
+        return command.scaling if dense is None else [command.scaling[0], dense]
+    return command.encoder or list(ENCODERS)
+
+
+def _measure_hosts(report: Report) -> None:
+    """All hosts at every batch size."""
+    command = report.command
+    subjects = _subjects(command, report.device, max(report.batch_sizes))
+    facts = [host_facts(subject) for subject in subjects]
+    measure = partial(
+        measure_hosts,
+        subjects,
+        facts=facts,
+        new_tokens=command.new_tokens,
+        meter=open_meter(report.device),
+        **report.turns,
+    )
+    for batch_size in report.batch_sizes:
+        rows = measure(batch_size)
+        say(cost_table(rows) + "\n")
+        report.add(rows, is_last=batch_size == report.batch_sizes[-1])
+    say(_legend(command.repeats, report.rows[0]["model"]))
+
+
+def _measure_encoders(report: Report) -> None:
+    """Encoders at every batch size, a round after another."""
+    command, names = report.command, _encoder_names(report.command)
+    opened = _open_encoders(report, names)
+    for encoder in opened:
+        _ = encoder.macs  # what cannot be run says so before anything is timed
+    ceilings, meter = Ceilings(report.device), open_meter(report.device)
+    _ = ceilings[opened[0].dtype]
+    left_out: dict[str, str] = {}
+    for batch_size in report.batch_sizes:
+        rows: list[Row] = []
+        rounds = measure_encoders(
+            opened, batch_size, ceilings=ceilings, ways=command.accelerate, meter=meter, **report.turns
+        )
+        for measured in rounds:
+            rows += measured.rows
+            left_out |= measured.left_out
+            report.facts = {"ceilings": ceilings.facts(), "left_out": left_out}
+            report.add(measured.rows)
+        say(cost_table(rows, line_a_row=True) + "\n")
+    report.add([], is_last=True)
+    for name, reason in left_out.items():
+        say(f"Left out: {name}. {reason}")
+    say(_legend(command.repeats, opened[0].name))
+
+
+def _measure_scaling(report: Report) -> None:
+    """Panel by panel, and the plot of all."""
+    command = report.command
+    sparse, *dense = _open_encoders(report, _encoder_names(command))
+    panels = scaling_panels(
+        sparse,
+        dense[0] if dense else None,
+        budgets=command.budgets or SCALING_BUDGETS,
+        batch_sizes=report.batch_sizes,
+        image_sizes=command.image_sizes,
+    )
+    for panel in panels:
+        rows = measure_panel(panel, **report.turns)
+        for row in rows:
+            cost = row["measures"]
+            say(
+                f"{row['panel']} {row['x']}  {row['model']}  {cost['encode_seconds']['median'] * 1e3:.3g} ms  "
+                f"{cost['encode_macs']['median'] * 1e-9:.3g} GMACs"
+            )
+        report.facts = {"fits": fits(report.rows + rows)}
+        report.add(rows, is_last=panel is panels[-1])
+    for fit in report.facts["fits"]:
+        say(
+            f"{fit['panel']}, {fit['model']}: {fit['at_zero'] * 1e3:.3g} ms and {fit['slope'] * 1e3:.3g} ms a {fit['each']} "
+            f"(R² {fit['explained']:.3f}); the last place takes {fit['last_by_first']:.3g} times the first."
+        )
+    if command.plot is not None:
+        plot_scaling(report.rows, command.plot)
+        say(f"Wrote {command.plot}.")
+
+
+def _open_encoders(report: Report, names: Sequence[str]) -> list[Encoder]:
+    encoders = Encoders(report.device, getattr(torch, report.command.dtype or "float32"))
+    return encoders.open_all(names)
+
+
+def _legend(repeats: int, first: str) -> str:
+    return f"Medians (and extremes) of {repeats} in turns; x: how many times less than {first}."
+
+
+def _subjects(command: SpeedCommand, device: torch.device, largest: int) -> list[Subject]:
     """The hosts, all in memory at once."""
-    largest = max(command.batch_sizes)
     if command.shape is not None:
         dtype = command.dtype or ("float32" if device.type == "cpu" else "bfloat16")
         return open_shape(command.shape, dtype=getattr(torch, dtype), device=device, batch_size=largest)

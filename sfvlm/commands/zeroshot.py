@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..accelerate import example_pixels
 from ..cli import say
 from ..controls import cost, make_controls
 from ..export import open_student
@@ -122,10 +123,11 @@ def _candidates(
     budgets: dict[int, None] = dict.fromkeys(command.num_tokens)
     for folder, name, student in zip(command.model, short_names(command.model), students, strict=True):
         for count in command.num_tokens or [student.config.num_tokens]:
-            plain = Student(student.to(device), count)
+            plain = Student(student, count).to(device)
             modules.append((f"{name}@{count}", folder, plain, plain))
             for how in command.accelerate:
-                faster = student.accelerate(how, batch_size=command.batch_size, num_tokens=count, image_size=image_size)
+                pixels = example_pixels(student.config, command.batch_size, image_size)
+                faster = student.accelerate(how, pixels=pixels, num_tokens=count)
                 modules.append((f"{name}@{count} +{how}", folder, Student(faster, count), plain))
             budgets[count] = None
     citations: dict[str, str] = {}
