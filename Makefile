@@ -12,7 +12,7 @@ BESIDE := $(if $(filter clip-tiny,$(TEACHER)),sparseformer-tiny-49)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup test lint types check format quickstart demo clean
+.PHONY: setup test browser lint types check format quickstart demo clean
 
 setup: $(VENV)/installed
 
@@ -24,6 +24,11 @@ $(VENV)/installed: pyproject.toml
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The demo in a headless Chromium: the one on the PATH, or CHROMIUM=/path/to/it.
+browser: setup
+	$(BIN)/python -m pip install --quiet --group browser
+	$(BIN)/python -m pytest -m browser tests/test_demo_browser.py
 
 lint: setup
 	$(BIN)/ruff check .
