@@ -220,15 +220,11 @@ class Int8Linear(FastLinear):
 
 def _packed(model: nn.Module, call: Call) -> Any:
     _replace_linears(model, PackedLinear, lambda name, linear: linear.weight.dtype == torch.float32)
-    model.register_forward_hook(_stop_packing)
-    return model
-
-
-def _stop_packing(model: nn.Module, inputs: Any, output: Any) -> None:
-    """After the first call: memory for packs is spent on the sizes asked for, and on no others."""
+    call(model)
     for module in model.modules():
         if isinstance(module, PackedLinear):
-            module.packing = False
+            module.packing = False  # memory for packs is spent on the sizes asked for, and on no others
+    return model
 
 
 def _int8(model: nn.Module, call: Call) -> Any:
@@ -237,8 +233,7 @@ def _int8(model: nn.Module, call: Call) -> Any:
         return is_large and not any(part.startswith(EXACT) for part in name.split("."))
 
     large, engine = _large_features(model, call), _int8_engines()[0]
-    make = lambda linear, **gains: Int8Linear(linear, engine, large.get(linear), **gains)  # noqa: E731
-    _replace_linears(model, make, wanted)
+    _replace_linears(model, lambda linear, **gains: Int8Linear(linear, engine, large.get(linear), **gains), wanted)
     return model
 
 
@@ -259,7 +254,7 @@ def _large_features(model: nn.Module, call: Call) -> dict[nn.Module, Tensor]:
 
 
 def _bfloat16(model: nn.Module, call: Call) -> Any:
-    model = copy.deepcopy(model).to(torch.bfloat16)
+    model = model.to(torch.bfloat16)  # its parameters are its own, only their memory was shared
 
     def cast(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

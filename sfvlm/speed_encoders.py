@@ -116,7 +116,7 @@ def encoder_name(name: str) -> EncoderName:
         method_named(way.removeprefix(REDUCE))
     if way is not None and tokens is None:
         raise ValueError(f"{name} has no budget of its own: say how many tokens, as in {name}@49.")
-    if base in PRESETS and way is not None:
+    if way is not None and _is_sparse(base):
         raise ValueError(f"{base} is sparse already, so that there is no {name}: give {base}@{tokens}.")
     if base.endswith(".onnx") and tokens is not None:
         raise ValueError(f"{base} has a fixed number of tokens: leave @{tokens} out.")
@@ -151,7 +151,7 @@ def dense_base(name: str) -> str | None:
         ValueError: It is no name of an encoder.
     """
     base, way, tokens = encoder_name(name)
-    return None if base in PRESETS or _is_sparse(base) or (way is None and tokens is None) else base
+    return None if _is_sparse(base) or (way is None and tokens is None) else base
 
 
 class Encoders:
@@ -189,9 +189,7 @@ class Encoders:
         base, way, tokens = encoder_name(name)
         if base.endswith(".onnx"):
             return self._onnx(base)
-        if base in PRESETS or _is_sparse(base):
-            if way is not None:
-                raise ValueError(f"{base} is sparse already, so that there is no {name}: give {base}@{tokens}.")
+        if _is_sparse(base):
             model = at_budget(self._sparse_model(base), tokens)
             return self._encoder(name, base, model, model.config.image_size, model.config.budget)
         if tokens is None:
@@ -281,7 +279,9 @@ def _random(device: torch.device) -> Iterator[None]:
 
 
 def _is_sparse(base: str) -> bool:
-    """Whether a folder or name of the zoo is a SparseFormer."""
+    """Whether a preset, a folder or a name of the zoo is a SparseFormer."""
+    if base in PRESETS:
+        return True
     if base in CLIPS or not (Path(base).exists() or base in ZOO):
         return False
     config = Path(resolve(base)) / "config.json"

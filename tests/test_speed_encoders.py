@@ -575,36 +575,6 @@ def test_an_onnx_file_is_an_encoder_on_as_many_threads(tmp_path: Path, monkeypat
         Encoders(CPU, torch.bfloat16).open(str(tmp_path / "sf.onnx"))
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--encoder", "clip-l15"], "There is no encoder 'clip-l15': give clip-b16, clip-l14-336, a preset"),
-        (["--encoder", "clip-b16@many"], "asks for 'many' tokens; behind @ stands a number, as in clip-b16@49"),
-        (["--encoder", "clip-b16@0"], "asks for '0' tokens"),
-        (["--encoder", "clip-b16/chosen"], "has no budget of its own: say how many tokens, as in clip-b16/chosen@49"),
-        (["--encoder", "clip-b16/reduce:avarage@49"], "There is no method 'avarage'; the methods are resolution"),
-        (["--encoder", "sparseformer-clip-base/chosen@49"], "sparse already"),
-        (["--encoder", "clip-b16", "clip-b16"], "An encoder is given twice"),
-        (["--encoder", "no.onnx"], "There is no file no.onnx."),
-        (["--encoder", "clip-b16", "--host", "llava-tiny"], "--host and --encoder are kinds of measurement"),
-        (["--accelerate", "int9"], "There is no acceleration 'int9'"),
-        (["--accelerate", "graph", "--device", "cpu"], "'graph' needs a CUDA device"),
-        (["--shape", "tiny", "--accelerate", "int8"], "--accelerate is for encoders, not for --shape"),
-        (["--plot", "a.png"], "--plot needs --scaling, or --results"),
-        (["--results", "a.json"], "say where by --plot"),
-        (["--scaling", "clip-b16@49", "--plot", "a.gif"], "ending in .png, .svg, .pdf"),
-        (["--scaling", "a", "b", "c"], "--scaling takes a sparse encoder and a dense one, not 3"),
-        (["--scaling", "clip-b16@49", "--budgets", "0"], "budget is 0"),
-    ],
-)
-def test_bad_input_is_one_sentence(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run(speed_command, SpeedCommand, flags)
-    error = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert message in error and error.count("\n") == 1
-
-
 @pytest.mark.gpu
 def test_cuda_measures_encoders_and_what_they_draw(clip_folder: Path) -> None:
     device = torch.device("cuda")

@@ -122,11 +122,11 @@ def _candidates(
     modules: list[tuple[str, str, nn.Module, nn.Module]] = [("teacher", teacher.source, teacher.model, teacher.model)]
     budgets: dict[int, None] = dict.fromkeys(command.num_tokens)
     for folder, name, student in zip(command.model, short_names(command.model), students, strict=True):
+        pixels = example_pixels(student.config, command.batch_size, image_size) if command.accelerate else None
         for count in command.num_tokens or [student.config.num_tokens]:
             plain = Student(student, count).to(device)
             modules.append((f"{name}@{count}", folder, plain, plain))
             for how in command.accelerate:
-                pixels = example_pixels(student.config, command.batch_size, image_size)
                 faster = student.accelerate(how, pixels=pixels, num_tokens=count)
                 modules.append((f"{name}@{count} +{how}", folder, Student(faster, count), plain))
             budgets[count] = None
