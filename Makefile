@@ -56,12 +56,8 @@ quickstart: setup
 	@echo "  $(BIN)/python scripts/swap_llava_tower.py --host llava-hf/llava-1.5-7b-hf --tower runs/sf49 --out runs/llava-49"
 
 # Opens the demo in a browser, offline once it is installed. Your own models: make demo DEMO="--host runs/llava-49"
-demo: setup $(VENV)/demo-installed
+demo: setup
 	$(BIN)/python demo/app.py --browser $(DEMO)
-
-$(VENV)/demo-installed: pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[demo]"
-	touch $@
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache

@@ -18,6 +18,8 @@ import os
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
+import importlib.util
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +76,7 @@ class DemoCommand:
 def demo_command(command: DemoCommand) -> None:
     """Opens the models, builds the page and serves it until Ctrl-C."""
     auth = [_name_and_password(each) for each in command.auth]
+    check_start(command)
     options = dict(dtype=command.dtype, device=command.device, bits=command.bits)
     sides = open_sides(command.host, command.tower, num_tokens=command.num_tokens, **options)
     if sides.note:
@@ -81,6 +84,27 @@ def demo_command(command: DemoCommand) -> None:
     sides.warm_up()
     page = build_page(sides, _ranker(command), feedback=command.feedback, users=command.users)
     launch(page, command, auth)
+
+
+def check_start(command: DemoCommand) -> None:
+    """What can be refused before models are opened.
+
+    Raises:
+        ValueError: A package or folder is missing, or the port is taken.
+    """
+    if command.mcp and importlib.util.find_spec("mcp") is None:
+        raise ValueError("--mcp needs the package mcp: pip install 'sfvlm[mcp]'.")
+    if command.feedback is not None and not command.feedback.resolve().parent.is_dir():
+        raise ValueError(f"--feedback is {command.feedback}, whose folder does not exist.")
+    family = socket.AF_INET6 if ":" in command.server_name else socket.AF_INET
+    try:
+        socket.create_server((command.server_name.strip("[]"), command.port), family=family).close()
+    except (OSError, OverflowError) as error:  # the second of a number that is no port
+        reason = str(getattr(error, "strerror", error)).partition(" (while")[0]
+        raise ValueError(
+            f"{command.server_name}:{command.port} cannot be listened on ({reason.rstrip('.')}): give another --port or "
+            "--server-name."
+        ) from error
 
 
 def launch(page: gr.Blocks, command: DemoCommand, auth: list[tuple[str, str]], **options: Any) -> tuple[Any, str, str]:

@@ -15,12 +15,14 @@ from sfvlm.side_words import cost_in_words
 from sfvlm.sides import Sides
 
 EMPTY = "Write a question, with or without a photo."
-WAITING, WARNING = "…", "⚠"  # what stands in place of an answer
+# What stands in place of an answer; a warning may also follow its first words.
+WAITING, WARNING, SILENT = "…", "⚠", "*(The model ended without a word.)*"
 
 
 def chat_tab(sides: Sides, feedback: Path | None, users: int) -> None:
     """Builds the tab. API: /chat."""
     hosts = sides.hosts
+    written = gr.State({})  # the side of each answer, which thumbs are about
     with gr.Row():
         with gr.Column(scale=3, min_width=420):
             chatbot = gr.Chatbot(
@@ -53,8 +55,8 @@ def chat_tab(sides: Sides, feedback: Path | None, users: int) -> None:
             multimodal=True,
             chatbot=chatbot,
             textbox=box,
-            additional_inputs=settings,
-            additional_outputs=[cost],
+            additional_inputs=[*settings, written],
+            additional_outputs=[cost, written],
             concurrency_limit=users,
             api_name="chat",
             autofocus=False,
@@ -65,7 +67,7 @@ def chat_tab(sides: Sides, feedback: Path | None, users: int) -> None:
         examples = [[{"text": text, "files": [path]}] for path, text in example_photos()]
         gr.Examples(examples, [box], label="Examples: click one, then send it")
     if feedback is not None:
-        chatbot.like(Feedback(feedback, sides.name).add, inputs=[chatbot, settings[0]], api_visibility="private")
+        chatbot.like(Feedback(feedback, sides.name).add, inputs=[chatbot, written], api_visibility="private")
 
 
 def _settings(hosts: dict[str, Host]) -> list[Any]:
@@ -97,7 +99,8 @@ class Chat:
         top_p: float,
         max_tokens: int,
         system: str,
-    ) -> Iterator[tuple[str, str]]:
+        written: dict[int, str],
+    ) -> Iterator[tuple[str, str, dict[int, str]]]:
         """Answers the next turn of a conversation about photos, piece by piece.
 
         Args:
@@ -108,25 +111,27 @@ class Chat:
             top_p: Share of the likelihood to choose from.
             max_tokens: The longest answer.
             system: A system prompt; empty for the host's own.
+            written: The sides of the answers before, by number.
 
         Returns:
-            The answer so far, and what it cost.
+            The answer so far, what it cost, and the sides with its own.
         """
         stop = threading.Event()
         text = ""
+        written = written | {_answers(history): side}
         try:
             turns, paths = conversation(message, history, system)
             photos = [open_photo(path) for path in paths]
             reply = self.hosts[side].stream(
                 turns, photos, max_new_tokens=int(max_tokens), temperature=temperature, top_p=top_p, stop=stop
             )
-            yield WAITING, ""
+            yield WAITING, "", written
             for piece in reply:
                 text += piece
-                yield text, ""
-            yield text.strip() or "*(The model ended without a word.)*", cost_in_words(reply.timings)
+                yield text, "", written
+            yield text.strip() or SILENT, cost_in_words(reply.timings), written
         except Exception as error:
-            yield f"{text}\n\n{WARNING} {in_words(error)}".strip(), ""
+            yield f"{text}\n\n{WARNING} {in_words(error)}".strip(), "", written
         finally:
             stop.set()
 
@@ -137,7 +142,7 @@ def conversation(
     """Turns as hosts take them and the photos' paths, from what the page keeps and what gradio_client sends.
 
     What ended in a warning is left out, its photos too: a broken one would stop every further turn. Photos that came without
-    a question belong to the next one.
+    a question, or got no answer, belong to the next one.
 
     Raises:
         ValueError: Nothing is asked.
@@ -155,10 +160,11 @@ def conversation(
             asked += [words] if words else []
             pending += shown
         elif turn["role"] == "assistant" and asked:
-            if words != WAITING and not words.startswith(WARNING):
+            unanswered = words in (WAITING, SILENT)
+            if not unanswered and f"\n\n{WARNING}" not in f"\n\n{words}":
                 turns += [user_message("\n".join(asked), len(pending)), assistant_message(words)]
                 paths += pending
-            if words != WAITING:
+            if not unanswered:
                 pending = []
             asked = []
     pending += [_path(file) for file in files]
@@ -182,6 +188,11 @@ def _parts(content: Any) -> tuple[str, list[str]]:
     return "\n".join(words).strip(), files
 
 
+def _answers(history: list[dict[str, Any]]) -> int:
+    """How many there are."""
+    return sum(turn["role"] == "assistant" for turn in history)
+
+
 def _path(file: Any) -> str:
     if isinstance(file, str):
         return file
@@ -197,7 +208,8 @@ class Feedback:
     def __init__(self, path: Path, host: str) -> None:
         self.path, self.host, self._guard = path, host, threading.Lock()
 
-    def add(self, history: list[dict[str, Any]], side: str, liked: gr.LikeData) -> None:
+    def add(self, history: list[dict[str, Any]], written: dict[int, str], liked: gr.LikeData) -> None:
+        assert isinstance(liked.index, int)
         turns = []
         for turn in history:
             words, files = _parts(turn["content"])
@@ -205,7 +217,7 @@ class Feedback:
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "host": self.host,
-            "side": side,
+            "side": written.get(_answers(history[: liked.index])),
             "liked": bool(liked.liked),
             "message": liked.index,
             "conversation": turns,

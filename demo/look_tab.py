@@ -1,7 +1,6 @@
 """Look: where the tokens looked, step by step, what an answer attended to, and what other numbers of tokens say."""
 
 import math
-import threading
 from typing import Any
 
 import gradio as gr
@@ -94,16 +93,13 @@ class Look:
         Returns:
             The answer, what it cost, the photo with the boxes of the last step, and a caption.
         """
-        stop = threading.Event()
         try:
             image = open_photo(photo)
             check_question(question)
-            looked = look(self._host(int(num_tokens)), image, question, stop=stop)
+            looked = look(self._host(int(num_tokens)), image, question)
         except Exception as error:
             unchanged = [gr.skip()] * 4
             return "", "", None, f"⚠ {in_words(error)}", *unchanged
-        finally:
-            stop.set()
         last = len(looked.boxes)
         words = [("the whole answer", ALL_WORDS), *((text.strip() or "␣", i) for i, text in enumerate(looked.words))]
         return (
@@ -132,8 +128,8 @@ def draw(looked: Looked | None, step: int, show: str, word: int, token: int | No
     if looked is None:
         return None, HINT
     number = min(max(int(step), 1), len(looked.boxes)) - 1
-    if show == ATTENTION and len(looked.boxes[number]) != looked.attention.shape[1]:
-        number = len(looked.boxes) - 1  # a first step with boxes of its own has no tokens that were attended to
+    if looked.chosen and (show == ATTENTION or token is not None):
+        number = len(looked.boxes) - 1  # the boxes of the first step are no tokens
     boxes, points = looked.boxes[number], looked.points[number]
     where = f"Step {number + 1} of {len(looked.boxes)}"
     if show == ATTENTION and token is None:
@@ -153,4 +149,5 @@ def _choose(looked: Looked | None, step: int, place: gr.SelectData) -> int | Non
     if looked is None:
         return None
     x, y = (value / side for value, side in zip(place.index, looked.view.size, strict=True))
-    return looked.token_at(min(int(step), len(looked.boxes)) - 1, x, y)
+    last = len(looked.boxes) - 1
+    return looked.token_at(last if looked.chosen else min(int(step) - 1, last), x, y)

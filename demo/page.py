@@ -16,6 +16,7 @@ from sfvlm.sides import Sides
 
 # One photo, one word at a time: all that computes with the model shares this queue.
 QUEUE = "model"
+HOUR = 3600  # seconds
 STYLE = """
 .gradio-container {max-width: 1180px !important; margin: 0 auto !important}
 #title {padding: 14px 0 2px}
@@ -53,7 +54,7 @@ def build_page(sides: Sides, ranker: Ranker | str, *, feedback: Path | None = No
         users: Answers that are written at once.
     """
     limits = dict(concurrency_limit=users, concurrency_id=QUEUE)
-    with gr.Blocks(title="sfvlm", analytics_enabled=False) as page:
+    with gr.Blocks(title="sfvlm", analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)) as page:
         gr.Markdown(f"# sfvlm\n{_heading(sides)}", elem_id="title")
         if sides.note:
             gr.Markdown(f"⚠ {sides.note}")
@@ -67,6 +68,9 @@ def build_page(sides: Sides, ranker: Ranker | str, *, feedback: Path | None = No
             focus_tab(sides, limits)
         with gr.Tab("Zero-shot", id="zeroshot"):
             zeroshot_tab(ranker, limits)
+        for each in page.fns.values():
+            if each.concurrency_limit == users:  # ChatInterface takes no queue
+                each.concurrency_id = QUEUE
     return page
 
 

@@ -21,6 +21,7 @@ It works for any vision model that is called on pixels, so that a dense one can 
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ QUICK_GELU = 1.702  # x * sigmoid(1.702 x)
 EXACT = ("refiner", "saliency", "offset")
 LARGE_FEATURES = 8  # of what enters an MLP's second layer
 Call = Callable[[nn.Module], Any]  # calls a model on the pixels at hand
-COMPARED = ("pooler_output", "image_embeds", "last_hidden_state")
+COMPARED = ("pooler_output", "image_embeds", "pooled", "last_hidden_state")
 
 
 class Acceleration(NamedTuple):
@@ -130,17 +131,29 @@ def difference_of(found: Any, expected: Any) -> float:
     Where patches are chosen, tokens are compared in those photos whose choice is the same: a tie that falls the other way
     is no error.
     """
-    largest = 0.0
+    if isinstance(expected, Tensor):
+        return _relative(found, expected)
+    largest, compared = 0.0, False
     for name in COMPARED:
         one, other = (getattr(each, name, None) for each in (found, expected))
         if one is None or other is None:
             continue
+        compared = True
         if name == "last_hidden_state" and getattr(expected, "cells", None) is not None:
             same = (found.cells == expected.cells).all(dim=1)
             one, other = one[same], other[same]
         if len(other):
-            largest = max(largest, float((one.float() - other.float()).norm() / other.float().norm()))
+            largest = max(largest, _relative(one, other))
+    if not compared:
+        raise ValueError(f"An output of type {type(expected).__name__} has none of {', '.join(COMPARED)} to compare.")
     return largest
+
+
+def _relative(one: Tensor, other: Tensor) -> float:
+    """Infinite where a number is none: `max` would pass over it."""
+    other = other.float()
+    found = float((one.float() - other).norm() / other.norm().clamp(min=torch.finfo(torch.float32).tiny))
+    return found if math.isfinite(found) else math.inf
 
 
 def _sharing(model: nn.Module) -> Any:

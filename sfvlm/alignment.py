@@ -6,7 +6,7 @@ looks perfect. Where boxes are chosen among the teacher's patches, without a gra
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -61,7 +61,10 @@ class Objective:
         return bool(self.projected or self.answers)
 
 
-FOR_HOST = Objective(pooled=0.0, projected=1.0, answers=1.0)
+def for_host(asked: Objective) -> Objective:
+    """What is matched for a host, where nothing is asked of it: what it reads and answers, and a pooled vector if asked for."""
+    pooled = 0.0 if asked.pooled == Objective().pooled else asked.pooled
+    return replace(asked, pooled=pooled, projected=1.0, answers=1.0)
 
 
 def pooled_cosine(student: SparseFormerOutput, target: Target) -> Tensor:

@@ -4,16 +4,18 @@ A step depends on (options, step number) alone: views are seeded by photo and ep
 student has no dropout. So a run that was killed and resumed from its last checkpoint ends on the same bits as one that was not.
 """
 
+import json
 import random
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -22,11 +24,11 @@ from . import roi
 from .alignment import Target, align, selected
 from .bootstrap_options import BootstrapOptions
 from .chat import Host
-from .checkpoints import differences, list_checkpoints, load_checkpoint, save_checkpoint
+from .checkpoints import differences, list_checkpoints, load_checkpoint, save_checkpoint, uninterrupted
 from .export import export_student
 from .host_reader import HostReader
 from .host_texts import Conversations, Interview, read_prompts
-from .images import Photos
+from .images import Photos, names_hash
 from .inherit import InheritanceReport
 from .metrics_log import MetricsLog, rounded
 from .optimization import parameter_groups, rate_at, running_average, with_lora, without_lora
@@ -34,6 +36,9 @@ from .sparseformer import SparseFormerModel, SparseFormerOutput
 from .targets import TeacherTargets, open_cache
 from .teachers import Teacher
 from .views import EpochSampler, Selection, SkipLog, ViewBatch, ViewDataset, collate_views, normalize, shard_indices
+
+# What a resumed run must have been begun with, of the student's configuration.
+ARCHITECTURE = ("image_size", "num_hidden_layers", "coarse_blocks", "glimpse_size", "box_zoom", "even_share")
 
 
 class NonFiniteLoss(ValueError):
@@ -96,6 +101,9 @@ class _Run:
     ) -> None:
         self.teacher, self.report, self.photos, self.out, self.options = teacher, report, photos, out, options
         self.config = student.config
+        options.check(self.config)
+        self.trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
+        self.photo_names = names_hash(photos)
         out.mkdir(parents=True, exist_ok=True)
         self.metrics = MetricsLog(out / "metrics.jsonl")
         self.accelerator = Accelerator(
@@ -103,8 +111,13 @@ class _Run:
             cpu=options.cpu,
             log_with=None if options.report_to == "none" else options.report_to,
             project_dir=out,
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=timedelta(days=7)),  # the others wait while the first one asks a host
+            ],
         )
+        if options.report_to != "none" and not self.accelerator.log_with:
+            raise ValueError(f"report_to is {options.report_to!r}, which is not installed: pip install 'sfvlm[log]'.")
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         world = self.accelerator.num_processes
         if options.batch_size % world:
@@ -151,9 +164,15 @@ class _Run:
     def train(self, until: int) -> dict[str, float]:
         options = self.options
         if options.report_to != "none":
-            self.accelerator.init_trackers("sfvlm", config=options.to_dict())
+            kept = options.to_dict()
+            plain = {
+                name: value if isinstance(value, int | float | str) else json.dumps(value)
+                for name, value in kept.items()
+            }
+            self.accelerator.init_trackers("sfvlm", config=plain)
         bar = tqdm(total=options.steps, initial=self.step, unit="step", disable=not self.is_main, smoothing=0.05)
-        started, window = time.perf_counter(), time.perf_counter()
+        started = window = time.perf_counter()
+        since = self.step
         result: dict[str, float] = {}
         try:
             for batch in self._batches():
@@ -161,13 +180,14 @@ class _Run:
                     break
                 parts, output = self._train_step(batch)
                 if self.step % options.log_every == 0 or self.step == options.steps:
-                    photos_a_second = options.batch_size * options.log_every / (time.perf_counter() - window)
-                    window = time.perf_counter()
+                    photos = options.batch_size * (self.step - since)
+                    photos_a_second = photos / (time.perf_counter() - window)
+                    window, since = time.perf_counter(), self.step
                     self._log(parts, output, photos_a_second, bar)
                 bar.update()
                 if options.eval_every and self.step % options.eval_every == 0 and self.step < options.steps:
                     result = self._evaluate()
-                    window = time.perf_counter()
+                    window, since = time.perf_counter(), self.step
                 if self.step % options.save_every == 0 or self.step == until:
                     self._save()
         except KeyboardInterrupt:
@@ -196,8 +216,8 @@ class _Run:
             wants_tokens = bool(options.objective.tokens or self.host)
             output = self.model(pixels, self._budget(), output_hidden_states=wants_tokens)
             loss, parts = align(output, target, options.objective, self.host)
-        finite = self.accelerator.reduce(torch.isfinite(loss.detach()).float(), "min")
-        if not finite:
+        broken: Any = self.accelerator.reduce((~torch.isfinite(loss.detach())).float(), "sum")  # it knows no minimum
+        if broken:
             keys = ", ".join(self.training_photos.key(int(index)) for index in batch["index"][:4])
             raise NonFiniteLoss(
                 f"The loss is {loss.item()} at step {self.step + 1} (photos {keys}, ...). "
@@ -206,11 +226,12 @@ class _Run:
         self.accelerator.backward(loss)
         if options.clip_grad_norm:
             self.accelerator.clip_grad_norm_(self.model.parameters(), options.clip_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        if self.ema is not None:
-            self.ema.update(self.plain, self.step)
+        with uninterrupted():  # weights, their average and the step's number change together
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            if self.ema is not None:
+                self.ema.update(self.plain, self.step)
         return parts | {"loss": loss.detach()}, output
 
     def _budget(self) -> int | None:
@@ -337,7 +358,8 @@ class _Run:
         self.step = 0
         if checkpoints:
             tensors, optimizer, state = load_checkpoint(checkpoints[-1], self.device)
-            now, then = self._fingerprint(), state["fingerprint"]
+            now = self._fingerprint()
+            then = now | state["fingerprint"]  # older ones say less
             if changes := differences(then, now):
                 raise ValueError(
                     f"{checkpoints[-1]} was made with other settings ({changes}); give the same ones to resume."
@@ -360,6 +382,10 @@ class _Run:
             "num_tokens": self.config.num_tokens,
             "focusing": self.config.focusing,
             "host": self.host_source,
+            "started_from": self.report.earlier,
+            "trained_parameters": self.trained,
+            "photo_names": self.photo_names,
+            **{name: getattr(self.config, name) for name in ARCHITECTURE},
         }
 
     def _export(self, result: dict[str, float], seconds: float) -> None:
@@ -367,9 +393,11 @@ class _Run:
         if self.options.tune == "lora":
             model = without_lora(model)
         assert isinstance(model, SparseFormerModel)
+        model.config.aligned_layers = self.config.aligned_layers  # the average was copied before the host was opened
         facts = {
             "teacher": self.teacher.source,
             "teacher_sha256": self.teacher.sha256,
+            "started_from": self.report.earlier,
             "photos": list(self.photos.origins),
             "photos_read": len(self.photos),
             "photos_held_back": len(self.held_back),

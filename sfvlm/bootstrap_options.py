@@ -1,15 +1,21 @@
 """How a student is trained: the options of a run, which are the flags of its command too."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from .alignment import Objective
+from .configuration import SparseFormerConfig
 from .inherit import TuneMethod
 
 # What a resumed run may change: it still ends on the bits of an uninterrupted one.
 FREE = ("eval_every", "save_every", "keep_checkpoints", "log_every", "workers", "report_to", "cpu", "teacher_cache")
+
+LEAST = dict.fromkeys(("batch_size", "log_every", "save_every", "keep_checkpoints", "host_turns"), 1) | dict.fromkeys(
+    ("steps", "eval_every", "held_back", "most_photos", "cached_views", "workers"), 0
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,30 @@ class BootstrapOptions:
     """Also log there."""
     cpu: bool = False
     """Stay on the CPU though there is an accelerator."""
+
+    def check(self, config: SparseFormerConfig) -> None:
+        """Whether a student of this configuration can be trained so.
+
+        Raises:
+            ValueError: A number is too small, a budget is none that the photo or the objective allows, or patches are chosen
+                at another size than the teacher's.
+        """
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if config.focusing == "chosen" and config.image_size // config.teacher_patch_size != config.teacher_grid:
+            own = config.teacher_grid * config.teacher_patch_size
+            raise ValueError(
+                f"image_size is {config.image_size}; chosen focusing is trained at its teacher's {own} pixels."
+            )
+        on_grid = config.focusing != "chosen" and bool(self.objective.tokens or self.objective.projected)
+        for budget in self.budgets or (config.budget,):
+            config.check_budget(budget)
+            side = math.isqrt(budget)
+            if on_grid and side * side != budget:
+                raise ValueError(
+                    f"Objectives of tokens need square budgets; {budget} is none: try {side**2} or {(side + 1) ** 2}."
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON gives it back: lists for tuples, text for paths."""

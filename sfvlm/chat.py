@@ -8,6 +8,7 @@ Messages are transformers' own: {"role", "content"}, where content is a text or 
 """
 
 import hashlib
+import json
 import sys
 import threading
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from transformers import (
 )
 
 from .chat_reply import Clock, Reply, Turns
+from .devices import usable_device
 from .swap_plan import HOSTS
 from .swap_quantized import check_census, quantization
 from .tensors import check_loaded
@@ -77,6 +79,20 @@ class Host:
                 places = torch.linspace(0, len(flat) - 1, min(len(flat), 64), dtype=torch.float64).long()
                 digest.update(str(flat[places.to(flat.device)].double().tolist()).encode())
         return digest.hexdigest()[:12]
+
+    @cached_property
+    def settings_fingerprint(self) -> str:
+        """Twelve hex digits that change with what answers depend on besides weights: budgets and methods of towers among it."""
+        config, processor = self.model.config, self.processor
+        facts = [
+            _settings_of(config.vision_config),
+            config.vision_feature_layer,
+            config.vision_feature_select_strategy,
+            _settings_of(processor.image_processor),
+            processor.chat_template,
+            str(self.model.dtype),
+        ]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     @cached_property
     def token_budget(self) -> int:
@@ -269,6 +285,7 @@ def open_host(
         options |= {"quantization_config": quantization(bits), "device_map": device_map or {"": device}}
     elif device_map is not None:
         options["device_map"] = device_map
+    usable_device(device)
     try:
         opened: Any = AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True, **options)
         processor = AutoProcessor.from_pretrained(source)
@@ -281,6 +298,11 @@ def open_host(
     elif device_map is None:
         model.to(device)
     return Host(model, processor, name)
+
+
+def _settings_of(configuration: Any) -> dict[str, Any]:
+    kept = configuration.to_dict()
+    return {name: value for name, value in kept.items() if name[0] != "_" and name != "transformers_version"}
 
 
 def check_host(source: str | Path) -> Path | str:

@@ -6,6 +6,7 @@ clock of the others stands still meanwhile.
 
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -152,12 +153,18 @@ class Reply:
                         **self._inputs, **self._settings, streamer=self._streamer, stopping_criteria=criteria
                     )
         except Exception as error:  # belongs to the reader's thread
+            # Its frames would hold the cache and activations: reply and error are a cycle.
+            traceback.clear_frames(error.__traceback__)
             self._error = error
         finally:
             self._streamer.end()
 
     def _time_encoding(self, hooks: ExitStack) -> None:
+        ours = threading.get_ident()
+
         def stamp(*_: Any) -> None:
+            if threading.get_ident() != ours:
+                return  # a photo of another reply, which takes its turn between two words of this one
             if self._model.device.type == "cuda":
                 torch.cuda.synchronize(self._model.device)
             self._encode_times.append(self._clock())

@@ -61,6 +61,14 @@ def run(action: Callable[[Any], None], options: type[Options], arguments: list[s
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which not every command imports
+            raise
+        size = getattr(getattr(parsed, "training", parsed), "batch_size", 1)  # the bootstrap's flags are in `training`
+        way_out = f": give a --batch-size under {size}" if size > 1 else ""
+        sys.stderr.write(f"error: The device has too little memory{way_out}.\n")
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted; what was reached is saved. Continue with --resume.\n")
+        way_on = " What was reached is saved; continue with --resume." if hasattr(parsed, "resume") else ""
+        sys.stderr.write(f"\nInterrupted.{way_on}\n")
         raise SystemExit(130) from None

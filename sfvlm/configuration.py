@@ -38,7 +38,7 @@ class SparseFormerConfig(PreTrainedConfig):
         glimpse_size: Side of the grid of samples taken in a box, whatever its size; the patch size needs no resampled kernel.
         coarse_blocks: Leading cortex blocks of the first look, which decides where the second one goes; 0 for one look only.
         box_zoom: Share of the photo's side that the boxes of the closer look tile before any training.
-        even_share: Share of the tokens that an even grid of patches may take, where patches are chosen.
+        even_share: Share of the tokens that go to the best patch of each region of an even grid, where patches are chosen.
         box_shift, box_log_scale: Bounds of one refinement: in box sizes, and in log size. None: unbounded, as published.
         hidden_size ... layer_norm_eps: The cortex: width D, blocks, heads, MLP width, activation, norm epsilon.
         pre_norm: A norm before the first block, as CLIP has.
@@ -123,6 +123,20 @@ class SparseFormerConfig(PreTrainedConfig):
             raise ValueError(
                 f"The host reads layer {', '.join(map(str, read))} of its tower, and this one was aligned at layer "
                 f"{', '.join(map(str, self.aligned_layers))}: bootstrap one for this host (--host)."
+            )
+
+    def check_budget(self, num_tokens: int) -> None:
+        """Whether a photo can become so many tokens.
+
+        Raises:
+            ValueError: It is none, or more than there are patches to choose from.
+        """
+        if num_tokens < 1:
+            raise ValueError(f"num_tokens is {num_tokens}; a photo needs at least 1 token.")
+        patches = self.teacher_grid**2
+        if self.focusing == "chosen" and num_tokens > patches:
+            raise ValueError(
+                f"num_tokens is {num_tokens}, and there are {patches} patches to choose from: ask for {patches} at most."
             )
 
     @property

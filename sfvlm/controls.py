@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .blocks import Attention, AttentionPool, Block
-from .sparseformer import SparseFormerModel, resample_kernel
+from .inherit import resample_kernel
+from .sparseformer import SparseFormerModel
 from .teachers import DenseTransformer, TeacherOutput
 
 Schedule = Literal["early", "gradual"]
@@ -131,7 +132,8 @@ class TokenMerging(Control):
         hidden = [self.dense.embed(pixels)]
         extra = int(self.has_cls_token)
         counts = merging_counts(hidden[0].shape[1] - extra, self.target, len(self.dense.blocks), self.schedule)
-        size = hidden[0].new_ones(hidden[0].shape[:2])  # (B, N) patches a token stands for
+        # (B, N) patches a token stands for; float32, because bfloat16 cannot count beyond 256.
+        size = torch.ones(hidden[0].shape[:2], device=hidden[0].device)
         for block, count in zip(self.dense.blocks, counts, strict=True):
             assert isinstance(block, Block)
             x, size = self._run(block, hidden[-1], size, count + extra)
@@ -143,7 +145,7 @@ class TokenMerging(Control):
         """One block, from (B, N, D) and sizes (B, N) to (B, count, D) and sizes (B, count)."""
         attention: Attention = block.attn
         query, key, value = attention.heads(block.norm1(x))  # each (B, heads, N, D / heads)
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=log_size(size))
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=log_size(size).to(query.dtype))
         x = x + attention.proj(read.transpose(1, 2).flatten(2))
         x, size = merge(x, size, key.mean(dim=1), x.shape[1] - count, int(self.has_cls_token))
         return x + block.mlp(block.norm2(x)), size
@@ -154,7 +156,7 @@ class TokenMerging(Control):
         if head.pooling == "cls":
             return head(x)
         if head.attention_pool is None:  # the mean of one token is that token
-            return head((x * size[..., None]).sum(1, keepdim=True) / size.sum(1)[:, None, None])
+            return head(((x * size[..., None]).sum(1, keepdim=True) / size.sum(1)[:, None, None]).to(x.dtype))
         pooled = attention_pool(head.attention_pool, head.norm(x), size)
         pooled = pooled if head.projection is None else head.projection(pooled)
         return pooled, None if head.classifier is None else head.classifier(pooled)
@@ -208,8 +210,9 @@ def merge(x: Tensor, size: Tensor, metric: Tensor, remove: int, protected: int) 
     place = place.scatter(1, leaving, place.gather(1, host))
     count = x.shape[1] - remove
     merged_size = size.new_zeros(len(x), count).scatter_add(1, place, size)
-    total = x.new_zeros(len(x), count, x.shape[-1]).scatter_add(1, place[..., None].expand_as(x), x * size[..., None])
-    return total / merged_size[..., None], merged_size
+    weighted = x * size[..., None]
+    total = weighted.new_zeros(len(x), count, x.shape[-1]).scatter_add(1, place[..., None].expand_as(x), weighted)
+    return (total / merged_size[..., None]).to(x.dtype), merged_size
 
 
 def log_size(size: Tensor) -> Tensor:
@@ -221,7 +224,7 @@ def attention_pool(pool: AttentionPool, x: Tensor, size: Tensor) -> Tensor:
     """`AttentionPool` over tokens of different size: (B, N, D), sizes (B, N) -> (B, D)."""
     query = pool.q(pool.query).expand(len(x), -1, -1).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
     key, value = pool.kv(x).unflatten(-1, (2, pool.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
-    read = F.scaled_dot_product_attention(query, key, value, attn_mask=log_size(size))
+    read = F.scaled_dot_product_attention(query, key, value, attn_mask=log_size(size).to(query.dtype))
     pooled = pool.proj(read.transpose(1, 2).flatten(1))
     return pooled + pool.mlp(pool.norm(pooled))
 
@@ -251,8 +254,8 @@ def macs(module: nn.Module, image_size: int) -> int:
     """Multiply-adds that one more photo of that side costs, by running one and two of them.
 
     Counted: linear layers, convolutions, and both products of attention; matching in token merging. Not counted: grid
-    sampling, resizing, norms, activations, softmax, and what is done once a batch whatever its size, such as resampling
-    a kernel.
+    sampling, resizing, norms, activations, softmax, and what is done once for a model or for a batch of any size, such as
+    resampling a kernel.
     """
     parameter = next(module.parameters())
     shape = (3, image_size, image_size)
@@ -275,6 +278,8 @@ def macs_a_photo(run: Callable[[int], object]) -> int:
             run(photos)
         return counter.get_total_flops()
 
+    with torch.no_grad():
+        run(1)  # what is made once for a model is there then
     return (flops(2) - flops(1)) // 2
 
 

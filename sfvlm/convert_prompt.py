@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import AddedToken, AutoTokenizer, PreTrainedConfig
+from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
 from .convert_config import Original
 
@@ -72,6 +73,9 @@ def open_tokenizer(folder: Path, original: Original) -> Any:
     Raises:
         ValueError: It cannot be opened, or lacks tokens that the checkpoint's prompts have.
     """
+    needs_packages = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
+    if needs_packages and not (is_sentencepiece_available() and is_protobuf_available()):
+        raise ValueError(f"The tokenizer in {folder} is a tokenizer.model: pip install 'sfvlm[convert]'.")
     path = folder / "tokenizer_config.json"
     # The class is what the checkpoint says; of transformers' choice by model type, some models' vocabularies would grow.
     named = path.is_file() and "tokenizer_class" in json.loads(path.read_text(encoding="utf-8"))

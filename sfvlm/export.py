@@ -47,6 +47,7 @@ def model_card(config: SparseFormerConfig, report: InheritanceReport, facts: dic
     """A model card: what the model was made from, and how well it does, in numbers measured at the end of the run."""
     evaluation = "\n".join(f"| {name} | {value} |" for name, value in facts["held_back_evaluation"].items())
     photos = "\n".join(f"- {source}" for source in facts["photos"])
+    earlier = f", going on from `{report.earlier}`" if report.earlier else ""
     return f"""---
 library_name: sfvlm
 pipeline_tag: image-feature-extraction
@@ -56,7 +57,7 @@ tags: [sparseformer, vision, distillation]
 # SparseFormer of {config.num_tokens} tokens
 
 Bootstrapped from `{facts["teacher"]}` (tensors sha256 `{facts["teacher_sha256"][:16]}`) with the {config.focusing} focusing
-stage, on {facts["photos_seen"]} views of {facts["photos_read"]} unlabelled photos. No label and no caption was used.
+stage{earlier}, on {facts["photos_seen"]} views of {facts["photos_read"]} unlabelled photos. No label and no caption was used.
 
 ```python
 import sfvlm

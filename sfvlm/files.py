@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -29,10 +29,23 @@ def check_absent(out: Path) -> None:
         raise ValueError(f"The folder {out} exists: choose another one, or remove it.")
 
 
-def appearing(out: Path) -> AbstractContextManager[Path]:
-    """`replacing`, where the folders above may be missing too."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return replacing(out)
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """`replacing` for a folder that is absent, at the end too; those above it may be missing.
+
+    Raises:
+        ValueError: It is there, or cannot be written.
+    """
+    check_absent(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"The folder {out.parent} cannot be made: {error.strerror}.") from error
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"The folder {out.parent} cannot be written.")
+    with replacing(out) as temporary:
+        yield temporary
+        check_absent(out)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ Prompts that a photo's source brings along (rendered scenes, DAQUAR) are asked o
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,14 +74,29 @@ def prompts_for(photo: Photo, count: int, generator: random.Random, given: Seque
     """So many different prompts for a photo: the given ones; else its own, if it has any, and one that describes it."""
     if given:
         return generator.sample(list(given), min(count, len(given)))
-    own = [item["question"] for item in photo.meta.get("questions", ())] + [
-        item[0] for item in photo.meta.get("qa", ())
-    ]
-    own = sorted({words.strip() for words in own if words.strip()})
+    own = [item.get("question") for item in _listed(photo, "questions") if isinstance(item, dict)]
+    own += [item[0] for item in _listed(photo, "qa") if isinstance(item, list | tuple) and item]
+    own = sorted({words.strip() for words in own if isinstance(words, str) and words.strip()})
     about_things = [words.rstrip(" ?") + "?" for words in own] or list(SHORT)
     drawn = generator.sample(about_things, min(count - 1, len(about_things)))
     asked = [words + SHORT_ANSWER if generator.random() < 0.7 else words for words in drawn]
     return [generator.choice(DESCRIBE), *asked]
+
+
+def _listed(photo: Photo, name: str) -> list[Any]:
+    """A field of the photo's, where it is a list: other people's data have fields of the same names."""
+    value = photo.meta.get(name)
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _distinct(keys: Iterable[str]) -> list[str]:
+    """Photos of two sources may have one name: the second is "name#2"."""
+    seen: Counter[str] = Counter()
+    found = []
+    for key in keys:
+        seen[key] += 1
+        found.append(key if seen[key] == 1 else f"{key}#{seen[key]}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -119,7 +135,7 @@ class Interview:
         Raises:
             ValueError: The file holds answers of another host or to other prompts.
         """
-        keys = [photos.key(index) for index in range(len(photos))]
+        keys = _distinct(photos.key(index) for index in range(len(photos)))
         prompts = hashlib.sha256("\n".join(self.given or (*DESCRIBE, *SHORT)).encode()).hexdigest()[:12]
         head = {"host": self.fingerprint, "prompts": prompts, "turns": self.turns, "seed": self.seed}
         found = _read(path, head)

@@ -4,6 +4,7 @@
 """
 
 import glob
+import hashlib
 import itertools
 import json
 import os
@@ -151,6 +152,16 @@ class SomePhotos(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Photo: ...
+
+    def key(self, index: int) -> str: ...
+
+
+def names_hash(photos: SomePhotos) -> str:
+    """A hash of which photos these are, and in which order: 64 hex digits."""
+    digest = hashlib.sha256()
+    for index in range(len(photos)):
+        digest.update(f"{chr(10) if index else ''}{photos.key(index)}".encode())
+    return digest.hexdigest()
 
 
 def readable(photos: SomePhotos, indices: Iterable[int] | None = None) -> Iterator[Photo]:

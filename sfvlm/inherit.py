@@ -6,17 +6,19 @@ list of fresh ones. Anything else is an error.
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .configuration import Focusing, SparseFormerConfig
-from .sparseformer import SparseFormerModel, resample_kernel
+from .sparseformer import SparseFormerModel
 from .teachers import Teacher
 from .tensors import check_keys
+from .zoo import resolve
 
 Table = dict[str, str | None]
 
@@ -72,6 +74,7 @@ class InheritanceReport:
     teacher_sha256: str
     rows: tuple[Row, ...]
     dropped: tuple[tuple[str, int], ...]  # teacher tensors left behind on purpose, with their sizes
+    earlier: str | None = None  # the student whose weights took the place of the teacher's, if any
 
     def count(self, *, inherited: bool | None = None, trained: bool | None = None) -> int:
         """Parameters of the student, filtered."""
@@ -183,6 +186,58 @@ def inherit(
     return student, InheritanceReport(teacher.source, teacher.sha256, rows, tuple(dropped))
 
 
+def check_descent(config: SparseFormerConfig, teacher: Teacher, source: str) -> None:
+    """Whether a student of this configuration can be one of this teacher.
+
+    Raises:
+        ValueError: They differ in what is inherited.
+    """
+    names = ["hidden_size", "projection_dim", "num_classes", "pooling"]
+    names += [] if config.focusing == "fresh" else ["teacher_grid", "teacher_patch_size"]
+    if other := [name for name in names if getattr(config, name) != getattr(teacher.config, name)]:
+        raise ValueError(
+            f"The SparseFormer in {source} and the teacher {teacher.source} differ in {', '.join(other)}: name the teacher "
+            "that it was made from (--teacher)."
+        )
+
+
+def take_over(
+    student: SparseFormerModel, report: InheritanceReport, earlier: SparseFormerModel, source: str
+) -> InheritanceReport:
+    """Fills a student, in place, with the weights of an earlier one of the same teacher, to train on from there.
+
+    Args:
+        student, report: From `inherit`, with the earlier one's configuration, which `check_descent` has seen.
+        earlier: As `open_student` opens it.
+        source: Where that was, a folder or a name of the zoo.
+
+    Returns:
+        The report, which names it and counts as trained what either run trained.
+
+    Raises:
+        ValueError: It is another teacher's: what was never trained differs.
+    """
+    untrained = _untrained(Path(resolve(source)), report)
+    weights = earlier.state_dict()
+    for name, tensor in student.state_dict().items():
+        if name in untrained and not torch.allclose(tensor, weights[name], rtol=4e-3, atol=1e-5):  # of 16 bits
+            raise ValueError(
+                f"The SparseFormer in {source} is not made from {report.teacher}: its {name} is another. Give its own teacher."
+            )
+    student.load_state_dict(weights)
+    rows = tuple(row._replace(trained=row.trained or row.student not in untrained) for row in report.rows)
+    return replace(report, rows=rows, earlier=source)
+
+
+def _untrained(folder: Path, report: InheritanceReport) -> set[str]:
+    """What an earlier student still has from its teacher: by its own report, or where it has none, its head."""
+    file = folder / "inheritance.json"
+    if not file.is_file():
+        return {row.student for row in report.rows if row.student.startswith("head.")}
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    return {row["student"] for row in rows if not row["trained"]}
+
+
 def freeze(student: SparseFormerModel, tuned_blocks: int) -> set[str]:
     """Leaves the focusing stage, the class token and the leading blocks trainable; returns the names of what is.
 
@@ -240,3 +295,25 @@ def _transform(target: str, tensor: Tensor, teacher: dict[str, Tensor], config: 
     if target == "cls_token":
         return tensor + teacher["positions"][0]  # a class token's position never changes, so it is one vector
     return tensor
+
+
+@torch.compiler.assume_constant_result
+def _kernel_resampling(old: int, new: int) -> Tensor:
+    """(new, old): what to multiply a kernel's rows and columns with, so that it answers a resized picture as before.
+
+    For enlarged pictures the pseudo-inverse of bilinear enlargement, for reduced ones its transpose: going up and down
+    again is the identity (FlexiViT, arXiv 2212.08013, section 3.4).
+    """
+    small, large = sorted((old, new))
+    enlarge = F.interpolate(torch.eye(small, dtype=torch.float64)[None], size=large, mode="linear")[
+        0
+    ].T  # (large, small)
+    return (torch.linalg.pinv(enlarge).T if new > old else enlarge.T).float()
+
+
+def resample_kernel(kernel: Tensor, side: int) -> Tensor:
+    """A patch embedding for another patch size: (D, 3, p, p) -> (D, 3, side, side)."""
+    if kernel.shape[-1] == side:
+        return kernel
+    weights = _kernel_resampling(kernel.shape[-1], side).to(kernel.device)
+    return (weights @ kernel.float() @ weights.T).to(kernel.dtype)

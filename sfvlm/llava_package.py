@@ -14,10 +14,12 @@ import runpy
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .llava_contract import VisionTower, pinpoints
-from .llava_tower import PREFIX, LlavaTower
+from .llava_tower import PREFIX, LlavaTower, open_config
+from .zoo import resolve
 
 BUILDER = "llava.model.multimodal_encoder.builder"
 FUNCTION = "build_vision_tower"
@@ -75,8 +77,10 @@ def register(tower: str | None = None) -> None:
             Projector and language model stay the host's.
 
     Raises:
-        ValueError: The package is not installed, or cannot be imported; the message has the reason.
+        ValueError: The package is not installed, or cannot be imported; the message has the reason. Or the tower is none.
     """
+    if tower is not None:
+        open_config(Path(resolve(tower)))
     builder = _import_builder()
     found = getattr(builder, FUNCTION)
     if isinstance(found, _Builder):

@@ -33,6 +33,7 @@ class Looked:
         words: The answer's tokens as text.
         attention: (A, N), the share of its attention that each word gave to each token, averaged over layers and heads.
         timings: What the answer cost.
+        chosen: Whether the tokens are those of the last step alone, where the first one has boxes of its own.
     """
 
     view: Image.Image
@@ -42,6 +43,7 @@ class Looked:
     words: tuple[str, ...]
     attention: Tensor
     timings: Timings
+    chosen: bool = False
 
     def given_to(self, word: int | None) -> Tensor:
         """Attention to each token of one word, or of all on average: (N,)."""
@@ -147,7 +149,8 @@ def look(
     answer = "".join(reply).strip()
     words = written_words(host, reply)
     attention = answer_attention(host, inputs, reply.tokens[: len(words)], len(boxes[-1]))
-    return Looked(seen_view(host, image), boxes, points, answer, words, attention, reply.timings)
+    chosen = tower_of(host).config.focusing == "chosen"
+    return Looked(seen_view(host, image), boxes, points, answer, words, attention, reply.timings, chosen)
 
 
 def written_words(host: Host, reply: Reply) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor
 
 from .export import open_student
@@ -15,8 +14,6 @@ from .texts import fill, open_text_encoder
 from .views import evaluation_view, normalize
 from .zoo import resolve
 
-# The factor between cosines and logits where a checkpoint does not tell: the largest that CLIP allows (arXiv 2103.00020).
-SCALE = 100.0
 TEMPLATE = "a picture of a {c}"
 
 
@@ -32,11 +29,11 @@ class Ranker:
     """
 
     def __init__(self, clip: str = "clip-tiny", tower: str | Path = "sparseformer-tiny-49") -> None:
+        dense = open_teacher(clip).model  # first: it says in one sentence what cannot be opened
         text = open_text_encoder(clip)
         if text is None:
             raise ValueError(f"{clip} has no text tower, so that there are no class names to rank.")
-        self.text, self.dense, self.sparse = text, open_teacher(clip).model, open_student(resolve(tower)).eval()
-        self.scale = logit_scale(resolve(clip))
+        self.text, self.dense, self.sparse = text, dense, open_student(resolve(tower)).eval()
         ours, theirs = self.sparse.config.embedding_size, self.dense.config.embedding_size
         if ours != theirs:
             raise ValueError(
@@ -63,21 +60,13 @@ class Ranker:
             "dense": lambda pixels: self.dense(pixels).pooled,
             "sparse": lambda pixels: self.sparse(pixels).pooler_output,
         }
-        return {side: _ranked(tower(self._pixels(image)), texts, self.scale, names) for side, tower in towers.items()}
+        return {
+            side: _ranked(tower(self._pixels(image)), texts, self.text.scale, names) for side, tower in towers.items()
+        }
 
     def _pixels(self, image: Image.Image) -> Tensor:
         config = self.sparse.config
         return normalize(evaluation_view(image, config.image_size)[None], config.image_mean, config.image_std)
-
-
-def logit_scale(source: str | Path) -> float:
-    """The factor between cosines and logits that a CLIP's folder holds."""
-    file = Path(source) / "model.safetensors"
-    if file.is_file():
-        with safe_open(file, framework="pt") as weights:
-            if "logit_scale" in weights.keys():  # noqa: SIM118 (no mapping)
-                return float(weights.get_tensor("logit_scale").float().exp())
-    return SCALE
 
 
 def _ranked(pooled: Tensor, texts: Tensor, scale: float, names: list[str]) -> dict[str, float]:

@@ -61,8 +61,23 @@ def lower_resolution(dense: DenseTransformer, pixels: Tensor, count: int, read: 
 
 
 def larger_patch(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> States:
-    """Patches so large that `count` of them fill the photo. Their kernel is made in each call, without a gradient."""
-    return LargerPatch(dense, math.isqrt(count), pixels.shape[-1])(pixels).hidden_states
+    """Patches so large that `count` of them fill the photo. Their kernel is made once for a size, without a gradient."""
+    side, image_size = math.isqrt(count), pixels.shape[-1]
+    if torch.compiler.is_compiling():
+        return LargerPatch(dense, side, image_size)(pixels).hidden_states
+    made_for = (side, image_size, *map(_version, dense.patch.parameters()))
+    kept = dense.__dict__.get("_larger_patch")  # beside its modules: no tensor of its own, and saved with nothing
+    if kept is None or kept[0] != made_for:
+        dense.__dict__.pop("_larger_patch", None)  # the control copies this dictionary
+        with torch.inference_mode(False):  # what is made in that mode can take part in no gradient later
+            kept = dense.__dict__["_larger_patch"] = (made_for, LargerPatch(dense, side, image_size))
+    return kept[1](pixels).hidden_states
+
+
+def _version(tensor: Tensor) -> tuple[Any, ...]:
+    """What changes when a tensor's values do, unless they are changed through `.data`."""
+    changes = None if tensor.is_inference() else tensor._version  # tensors of that mode do not count
+    return tensor.data_ptr(), changes, tensor.dtype, tensor.device
 
 
 def stride(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> States:

@@ -24,7 +24,7 @@ from .chat import Host, open_host
 from .chat_reply import Reply
 from .sparseformer import SparseFormerModel
 from .swap import swap
-from .swap_folders import DENSE, MANIFEST
+from .swap_folders import DENSE, MANIFEST, TEMPLATES
 from .swap_weights import INDEX, open_weights, parts, read_tensors
 from .zoo import resolve
 
@@ -131,7 +131,9 @@ def twin_of(host: Host) -> Host:
     model, processor = host.model, host.processor
     kept = [model.model.language_model, model.get_output_embeddings(), processor.tokenizer]
     shared = {id(each): each for each in (*kept, *model.parameters(), *model.buffers())}
-    return Host(copy.deepcopy(model, dict(shared)), copy.deepcopy(processor, dict(shared)), host.source, host.turns)
+    with host.turns:  # whoever has the turn hooks into the model
+        twin, its_processor = copy.deepcopy(model, dict(shared)), copy.deepcopy(processor, dict(shared))
+    return Host(twin, its_processor, host.source, host.turns)
 
 
 def _sharing(tower: SparseFormerModel) -> SparseFormerModel:
@@ -167,6 +169,8 @@ def _dense_again(swapped: Path) -> Iterator[Path]:
         for file in swapped.iterdir():
             if file.is_file() and file.name not in (*_CHANGED, INDEX) and file.suffix != ".safetensors":
                 (out / file.name).symlink_to(file)
+        if (swapped / TEMPLATES).is_dir():
+            (out / TEMPLATES).symlink_to(swapped / TEMPLATES)
         for file in (swapped / DENSE).glob("*.json"):
             (out / file.name).symlink_to(file)
         for file, name in names.items():

@@ -128,8 +128,9 @@ def cost_rows(
         runs: What each run of each thing measured.
 
     Returns:
-        Of every measure `values` as they came, `median`, `min`, `max`, and `times_less`: the first thing's median by this
-        one's, or None where either is 0, the first has no such measure, or more of it is better.
+        Of every measure `values` as they came, `median`, `min`, `max`, and `times_less`: the first thing's value by this
+        one's, the median over the turns, so that a machine that slows down slows both; None where one is 0, the first has
+        no such measure, or more of it is better.
     """
     rows: list[Row] = []
     for (name, source), fixed, measured in zip(things, facts, runs, strict=True):
@@ -142,10 +143,12 @@ def cost_rows(
 
 
 def _summary(values: list[float], name: str, first: Mapping[str, Any] | None) -> dict[str, Any]:
-    median = statistics.median(values)
-    base = median if first is None else first.get(name, {}).get("median")
     compared = UNITS[name.rpartition("_")[2]].less_is_better
-    ratio = base / median if compared and base and median else None
+    base = values if first is None else first.get(name, {}).get("values", [])
+    ratio = None
+    if compared and base and all(base) and all(values):
+        ratio = statistics.median(one / other for one, other in zip(base, values, strict=True))
+    median = statistics.median(values)
     return {"median": median, "min": min(values), "max": max(values), "values": values, "times_less": ratio}
 
 

@@ -250,9 +250,7 @@ class Encoders:
     def _student(self, dense: DenseTransformer, focusing: Any, tokens: int) -> SparseFormerModel:
         """An untrained student whose blocks and head are the dense model's."""
         config = student_config(dense.config, focusing=focusing, num_tokens=tokens)
-        patches = dense.config.teacher_grid**2
-        if focusing == "chosen" and tokens > patches:
-            raise ValueError(f"num_tokens is {tokens}, and there are {patches} patches to choose from.")
+        config.check_budget(tokens)
         depth, config.num_hidden_layers = config.num_hidden_layers, 0
         with _random(self.device):
             student = SparseFormerModel(config).to(device=self.device, dtype=self.dtype)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ It is the same if it has the same name or folder, is reduced in the same way if 
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,7 @@ QUALITIES = {
     "agreement": "same first choice as the teacher",
     "cosine": "cosine to the teacher's vector",
 }
+ACCELERATED = re.compile(r" \+\w+$")  # the end of a name in a zero-shot file, such as "sf49@49 +int8"
 
 
 class Identity(NamedTuple):
@@ -90,6 +92,9 @@ def match(speeds: Sequence[Row], results: Sequence[Row]) -> tuple[list[Spot], li
             known.setdefault(identity, row)
     spots, left_out, used = [], [], set()
     for row in results:
+        if ACCELERATED.search(row["model"]):
+            left_out.append(f"{row['model']} ({row['dataset']}): accelerated")
+            continue
         identity, metric = result_identity(row), headline(row)
         speed = next((known[each] for each in _ways_to_say(identity, "@" in row["model"]) if each in known), None)
         if speed is None or metric is None:

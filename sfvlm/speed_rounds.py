@@ -4,8 +4,8 @@
         measured.rows
 
 A round is the first encoder, against which all ratios are, and some others; all of a round run in turns, and a ratio is of
-medians of one round. So a slow drift of the machine is in both, and no more than a round's models need memory at once where they
-share no weights.
+what one turn of it took. So a slow drift of the machine is in both, and no more than a round's models need memory at once where
+they share no weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -130,7 +130,7 @@ def _measure_round(
     runs = in_turns([timed_encode(encoder, batch_size, meter) for encoder in encoders], repeats, warmups)
     things = [(encoder.name, encoder.source) for encoder in encoders]
     rows = cost_rows(things, batch_size, [encoder_facts(encoder, batch_size) for encoder in encoders], runs)
-    first = {"model": encoders[0].name, "encode_seconds": rows[0]["measures"]["encode_seconds"]["median"]}
+    first = {"model": encoders[0].name, "encode_seconds": rows[0]["measures"]["encode_seconds"]["values"]}
     for encoder, row in zip(encoders, rows, strict=True):
         row |= {"image_size": encoder.image_size, "how": encoder.how, "reference": first}
         dtype = arithmetic(encoder)

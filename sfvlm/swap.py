@@ -33,16 +33,25 @@ class Swapped:
         plan: What was decided; `plan.host.tokens` before and `plan.tokens` after.
         model: The host itself, without a PEFT wrapper.
         dense: The tower that was taken out.
+        dtype: What the projector was in then.
     """
 
     plan: Plan
     model: Any
     dense: nn.Module
+    dtype: torch.dtype
     settings: tuple[Setting, ...] = field(repr=False)
 
     def undo(self) -> None:
-        """Puts the dense tower and every setting back."""
-        self.model.model.vision_tower = self.dense
+        """Puts the dense tower and every setting back; the tower follows where the host has gone meanwhile."""
+        tower, dense = self.model.model.vision_tower, self.dense
+        dense.train(tower.training)
+        if not any(hasattr(module, "_hf_hook") for module in dense.modules()):  # else accelerate moves it
+            dense.to(next(tower.parameters()).device)
+            now = next(self.model.model.multi_modal_projector.parameters()).dtype
+            if now != self.dtype and all(parameter.is_floating_point() for parameter in dense.parameters()):
+                dense.to(now)  # else it keeps its bits: whatever it was in, or quantised
+        self.model.model.vision_tower = dense
         restore(self.settings)
 
 
@@ -87,7 +96,7 @@ def swap(model: Any, processor: Any, tower: Any, num_tokens: int | None = None) 
     if isinstance(getattr(host, "_no_split_modules", None), set):
         host._no_split_modules |= set(getattr(tower, "_no_split_modules", None) or ())
     host.model.vision_tower = tower
-    return Swapped(plan, host, dense, settings)
+    return Swapped(plan, host, dense, dtype, settings)
 
 
 def _inside_tower(conversion: Any) -> bool:

@@ -34,6 +34,7 @@ from .tower import check_dtype
 MANIFEST, DENSE = "swap.json", "dense"
 # What processor_config.json of transformers 5 holds inside itself, older versions keep in files of their own.
 _IMAGE_SETTINGS = ("preprocessor_config.json", "video_preprocessor_config.json")
+TEMPLATES = "additional_chat_templates"  # the one folder that transformers reads settings from
 _CHANGED = ("config.json", "processor_config.json", *_IMAGE_SETTINGS)
 OpenTower = SparseFormerModel | ReducedTower
 
@@ -152,12 +153,14 @@ def _cast(model: OpenTower, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 
 def _copy_files(source: Path, out: Path, skip: tuple[str, ...] = _IMAGE_SETTINGS) -> None:
-    """Everything but weights and folders, byte for byte."""
+    """Everything but weights and folders, of which only that of chat templates, byte for byte."""
     weights = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".h5", ".msgpack")
     out.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):
         if file.is_file() and not file.name.endswith(weights) and file.name not in skip:
             shutil.copy2(file, out / file.name)
+    if (source / TEMPLATES).is_dir():
+        shutil.copytree(source / TEMPLATES, out / TEMPLATES)
 
 
 def _write_settings(config: Any, processor: Any, out: Path) -> None:
@@ -169,7 +172,12 @@ def _write_settings(config: Any, processor: Any, out: Path) -> None:
     config.save_pretrained(out)
     scratch = out / ".processor"
     processor.save_pretrained(scratch)
-    shutil.copy2(scratch / "processor_config.json", out / "processor_config.json")
+    path = out / "processor_config.json"  # the host's, so far
+    # Written back as a file of its own, the host's template would lose against an older one that is there.
+    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.is_file() else None
+    written = json.loads((scratch / path.name).read_text(encoding="utf-8"))
+    written |= {"chat_template": template} if template else {}
+    path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.rmtree(scratch)
 
 

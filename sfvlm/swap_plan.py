@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .configuration import layer_from_end
+from .configuration import SparseFormerConfig, layer_from_end
 from .tower import TowerConfig
 
 HOSTS = ("llava", "llava_next", "llava_onevision")
@@ -117,6 +117,8 @@ def plan_swap(host: HostFacts, tower: TowerConfig, num_tokens: int | None = None
     budget = tower.budget if num_tokens is None else num_tokens
     if budget < 1:
         raise ValueError(f"num_tokens is {budget}; a photo needs at least 1 token.")
+    if isinstance(tower, SparseFormerConfig):
+        tower.check_budget(budget)
     if budget != tower.budget and not hasattr(tower, "default_budget"):
         raise ValueError(f"num_tokens is {budget}, and this tower always gives {tower.budget}.")
     side = math.isqrt(budget)

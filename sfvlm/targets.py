@@ -13,6 +13,7 @@ from .bootstrap_options import BootstrapOptions
 from .configuration import SparseFormerConfig
 from .host_reader import HostReader
 from .host_texts import Conversations
+from .images import names_hash
 from .teacher_cache import TeacherCache
 from .teachers import TeacherOutput
 from .views import Selection, ViewBatch
@@ -38,7 +39,7 @@ class TeacherTargets:
         host: HostReader | None = None,
     ) -> None:
         self.dense, self.objective, self.cache, self.host = dense, objective, cache, host
-        self.patches, self.class_tokens = config.teacher_grid**2, int(config.has_cls_token)
+        self.class_tokens = int(config.has_cls_token)
         self.chooses = bool(config.focusing == "chosen" and objective.saliency)
 
     @torch.no_grad()
@@ -59,7 +60,7 @@ class TeacherTargets:
         if self.chooses:
             target = replace(target, saliency=self._saliency(states))
         if self.objective.tokens:
-            target = replace(target, tokens=states[self.objective.layer][:, -self.patches :])
+            target = replace(target, tokens=states[self.objective.layer][:, self.class_tokens :])
         if self.host is None or conversations is None:
             return target
         projected = self.host.project(self.host.select(states, self.class_tokens))
@@ -103,6 +104,7 @@ def open_cache(
         "photos": len(photos),
         "first": photos.key(0),
         "last": photos.key(len(photos) - 1),
+        "photo_names": names_hash(photos),
         "seed": options.seed,
         "crop_scale": options.crop_scale,
         "image_size": config.image_size,

@@ -57,10 +57,14 @@ def fill(template: Template, name: str) -> str:
 
 @dataclass
 class TextEncoder:
-    """A frozen text tower with its tokenizer: texts -> unit vectors (T, E), on the CPU."""
+    """A frozen text tower with its tokenizer: texts -> unit vectors (T, E), on the CPU.
+
+    `scale` is the factor between cosines and logits that it was trained with (arXiv 2103.00020, section 2.3).
+    """
 
     tokenize: Callable[[list[str]], Any]
     tower: Callable[[Any], Tensor]
+    scale: float
     device: str | torch.device = "cpu"
     batch_size: int = 256
     classifiers: dict[Any, Tensor] = field(default_factory=dict)
@@ -95,7 +99,7 @@ def open_text_encoder(source: str, device: str | torch.device = "cpu") -> TextEn
 
         name, weights = source.split(":", 2)[1:] if source.startswith("open_clip:") else (source, None)
         clip: Any = open_clip.create_model(name, pretrained=weights).eval().requires_grad_(False).to(device)
-        return TextEncoder(open_clip.get_tokenizer(name), clip.encode_text, device)
+        return TextEncoder(open_clip.get_tokenizer(name), clip.encode_text, float(clip.logit_scale.exp()), device)
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     config: Any = AutoConfig.from_pretrained(source)
@@ -124,7 +128,7 @@ def open_text_encoder(source: str, device: str | torch.device = "cpu") -> TextEn
         features = model.get_text_features(**tokens)
         return features if isinstance(features, Tensor) else features.pooler_output
 
-    return TextEncoder(tokenize, tower, device)
+    return TextEncoder(tokenize, tower, float(model.logit_scale.exp()), device)
 
 
 def imagenet_names() -> tuple[str, ...]:
@@ -151,7 +155,9 @@ def imagenet_indices(class_names: Sequence[str]) -> tuple[int, ...] | None:
     """The ImageNet classes of folders that are named by WordNet ids (n01440764); None when they are not."""
     if not class_names or not all(re.fullmatch(r"n\d{8}", name) for name in class_names):
         return None
-    from timm.data.imagenet_info import ImageNetInfo
-
+    try:
+        from timm.data.imagenet_info import ImageNetInfo
+    except ImportError as error:
+        raise ValueError("Folders named by WordNet ids need timm: pip install 'sfvlm[eval]'.") from error
     place = {name: number for number, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
     return tuple(place[name] for name in class_names) if set(class_names) <= place.keys() else None

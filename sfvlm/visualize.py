@@ -108,6 +108,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     Raises:
         ValueError: There is no format of that suffix.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         picture.save(temporary)
 

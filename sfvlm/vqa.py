@@ -161,7 +161,13 @@ def ask(
     Raises:
         ValueError: The answer file is damaged or belongs to another run.
     """
-    run = Run(model_id or host.source, host.fingerprint if path is not None else "", max_new_tokens)
+    kept = path is not None
+    run = Run(
+        model_id or host.source,
+        host.fingerprint if kept else "",
+        max_new_tokens,
+        host.settings_fingerprint if kept else "",
+    )
     file = AnswerFile(path, run, questions) if path is not None else None
     answers = file.answers if file is not None else {}
     open_questions = [item for item in questions if item.key not in answers]
@@ -228,7 +234,7 @@ def rule_of(name: str, rule: str | None = None) -> str:
 
 def compare(first: Score, second: Score) -> Comparison:
     """The second model against the first on the same questions."""
-    return paired_comparison(first.units, second.units, first.photos)
+    return paired_comparison(first.units, second.units, first.photos, strata=first.strata)
 
 
 def result_row(
@@ -242,7 +248,7 @@ def result_row(
     facts: dict[str, Any] | None = None,
 ) -> Row:
     """CLIP_benchmark's six keys, and `rule`. Metrics: all numbers, the headline's interval, and what is compared."""
-    interval = mean_interval(score.units, score.photos)
+    interval = mean_interval(score.units, score.photos, strata=score.strata)
     metrics: dict[str, Any] = {
         **score.numbers,
         f"{score.headline}_low": interval.low,

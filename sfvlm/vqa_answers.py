@@ -27,6 +27,7 @@ class Run:
     model_id: str  # what the host is called
     fingerprint: str  # of its weights
     max_new_tokens: int
+    settings_fingerprint: str = ""  # of what else its answers depend on
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,12 @@ def _rows(
 
 def _run_of(row: dict[str, Any]) -> Run:
     facts = row.get("metadata") or {}
-    return Run(str(row.get("model_id", "")), str(facts.get("fingerprint", "")), int(facts.get("max_new_tokens", 0)))
+    return Run(
+        str(row.get("model_id", "")),
+        str(facts.get("fingerprint", "")),
+        int(facts.get("max_new_tokens", 0)),
+        str(facts.get("settings_fingerprint", "")),
+    )
 
 
 def _other_run(path: Path, row: dict[str, Any], other: Run, run: Run, is_twice: bool, is_known: bool) -> str:

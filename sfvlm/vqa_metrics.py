@@ -49,6 +49,7 @@ class Score:
     numbers: dict[str, float]
     units: tuple[float, ...]
     photos: tuple[Hashable, ...]  # of each unit
+    strata: tuple[Hashable, ...] = ()  # of each unit, where the headline is a sum of means over them
 
     @property
     def value(self) -> float:
@@ -184,7 +185,7 @@ def mme_score(questions: Sequence[Question], texts: Sequence[str]) -> Score:
     numbers["cognition"] = numbers["points"] - numbers["perception"]
     # Weighted so that their mean is the sum of the categories' means.
     units = [value * len(points) / sizes[photo[0]] for photo, value in points.items()]
-    return Score("points", numbers, tuple(units), tuple(points))
+    return Score("points", numbers, tuple(units), tuple(points), tuple(category for category, _ in points))
 
 
 def mm_bench_score(questions: Sequence[Question], texts: Sequence[str]) -> Score:

@@ -224,7 +224,7 @@ def _llava_question(row: dict[str, Any], path: Path) -> Question:
         image=row.get("image"),
         text=str(row["text"]).replace("<image>", "").strip("\n"),
         answers=_given(row),
-        category=str(row.get("category", "")),
+        category="" if row.get("category") == "default" else str(row.get("category", "")),  # LLaVA's word for none
         options=tuple(row.get("options", ())),
     )
 

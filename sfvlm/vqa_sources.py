@@ -136,6 +136,8 @@ def _matched(rng: np.random.Generator, present: Labels, asked: Labels) -> Labels
     absent: Labels = {key: [] for key in asked}
     for label, number in sorted(times.items(), key=lambda item: (-item[1], item[0])):
         free = [key for key in asked if label not in present[key]]
+        if not free:  # it is on every photo
+            continue
         expected = [sum(together[other][label] / counts[other] for other in present[key]) for key in free]
         room = [max(1 - len(absent[key]) / (len(asked[key]) + 1), 0.05) for key in free]
         weights = (0.05 + np.array(expected)) * np.array(room)

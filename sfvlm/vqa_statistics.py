@@ -33,11 +33,17 @@ class Comparison:
 
 
 def mean_interval(
-    scores: Sequence[float], photos: Sequence[Hashable], resamples: int = RESAMPLES, seed: int = 0
+    scores: Sequence[float],
+    photos: Sequence[Hashable],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    strata: Sequence[Hashable] = (),
 ) -> Interval:
-    """The mean of N scores of questions about `photos` (N,), each its photo."""
+    """The mean of N scores of questions about `photos` (N,), each its photo; photos are drawn within their `strata` (N,)."""
     sums, counts = _by_photo(np.asarray(scores, dtype=np.float64)[None], photos)
-    means = np.concatenate([drawn[0] / number for drawn, number in _resampled(sums, counts, resamples, seed)])
+    means = np.concatenate(
+        [drawn[0] / number for drawn, number in _resampled(sums, counts, _members(photos, strata), resamples, seed)]
+    )
     return _interval(float(np.mean(scores)), means)
 
 
@@ -47,11 +53,12 @@ def paired_comparison(
     photos: Sequence[Hashable],
     resamples: int = RESAMPLES,
     seed: int = 0,
+    strata: Sequence[Hashable] = (),
 ) -> Comparison:
-    """Scores (N,) and (N,) of two models on the same N questions; both are drawn together."""
+    """Scores (N,) and (N,) of two models on the same N questions; both are drawn together, within strata."""
     both = np.array([first, second], dtype=np.float64)  # (2, N)
     sums, counts = _by_photo(both, photos)
-    resampled = list(_resampled(sums, counts, resamples, seed))
+    resampled = list(_resampled(sums, counts, _members(photos, strata), resamples, seed))
     ours, theirs = (np.concatenate([drawn[row] / number for drawn, number in resampled]) for row in (1, 0))
     means = both.mean(axis=1)
     retained = None
@@ -75,12 +82,23 @@ def _by_photo(scores: Values, photos: Sequence[Hashable]) -> tuple[Values, Value
     return np.array(sums, dtype=np.float64), np.bincount(index).astype(np.float64)
 
 
-def _resampled(sums: Values, counts: Values, resamples: int, seed: int) -> Iterator[tuple[Values, Values]]:
+def _members(photos: Sequence[Hashable], strata: Sequence[Hashable]) -> list[NDArray[np.intp]]:
+    """Numbers of the photos of each stratum; of all of them, where there are no strata."""
+    of_photo = list(dict(zip(photos, strata or [None] * len(photos), strict=True)).values())
+    return [np.flatnonzero([one == each for one in of_photo]) for each in dict.fromkeys(of_photo)]
+
+
+def _resampled(
+    sums: Values, counts: Values, members: Sequence[NDArray[np.intp]], resamples: int, seed: int
+) -> Iterator[tuple[Values, Values]]:
     """Chunks of R resamples: sums (M, R) and question counts (R,) of as many photos, drawn with replacement."""
     rng, size = np.random.default_rng(seed), len(counts)
     chunk = max(1, 2_000_000 // size)
     for start in range(0, resamples, chunk):
-        drawn = rng.integers(size, size=(min(chunk, resamples - start), size))  # (R, G)
+        rows = min(chunk, resamples - start)
+        drawn = np.concatenate(
+            [part[rng.integers(len(part), size=(rows, len(part)))] for part in members], axis=1
+        )  # (R, G)
         yield sums[:, drawn].sum(axis=-1), counts[drawn].sum(axis=-1)
 
 

@@ -144,4 +144,4 @@ def scene_match(text: str, answer: str, kind: str) -> bool:
     if kind == "read" and len(words) > 1:
         words = [word for word in words if word not in ARTICLES]  # "a B"
     phrases = {*words, *map(" ".join, itertools.pairwise(words))}
-    return phrases.intersection(SCENE_WORDS[kind]) == {answer}
+    return phrases.intersection(SCENE_WORDS.get(kind, ())) == {answer}

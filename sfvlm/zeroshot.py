@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .decode import UnreadablePhoto
-from .images import Photos, ScenePhotos, open_photos
+from .images import FolderPhotos, Photos, ScenePhotos, open_photos
 from .metrics import (
     Encoded,
     Numbers,
@@ -129,9 +129,14 @@ def open_evaluation_photos(source: str) -> Photos:
         ValueError: There are no photos.
     """
     try:
-        return open_photos(source, labelled=True)
+        labelled = open_photos(source, labelled=True)
     except ValueError:
         return open_photos(source)
+    if any(isinstance(each, FolderPhotos) for each in labelled.sources):
+        every = open_photos(source)
+        if len(every) > len(labelled):  # some lie beside the subfolders
+            return every
+    return labelled
 
 
 def class_names_of(photos: Photos) -> tuple[str, ...] | None:
@@ -306,7 +311,8 @@ def resolve_classes(
 ) -> tuple[tuple[str, ...] | None, tuple[int, ...] | None]:
     """The names of the classifier's classes, and label -> class; None for a label that is its class.
 
-    Names: those given, or the photos' own, or ImageNet's. Folders named by WordNet ids are ImageNet classes.
+    Names: those given, or the photos' own, or ImageNet's. Folders named by WordNet ids are ImageNet classes, unless as many
+    names are given for a classifier of texts.
 
     Args:
         own_names: What the photos' source calls its classes.
@@ -316,7 +322,9 @@ def resolve_classes(
     Raises:
         ValueError: The photos have so many classes, the classifier so many others.
     """
-    indices = classes.indices or imagenet_indices(own_names or ())
+    own = own_names or ()
+    are_named = outputs is None and classes.names is not None and len(classes.names) == len(own)
+    indices = classes.indices or (None if are_named else imagenet_indices(own))
     if outputs is None:
         names = classes.names or (imagenet_names() if indices or not own_names else own_names)
         outputs = len(names)

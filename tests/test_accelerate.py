@@ -1,6 +1,8 @@
 """Acceleration changes how fast an output comes, not the output, within what is stated."""
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from sfvlm import accelerate as module
 from sfvlm.accelerate import PackedLinear, accelerate, check_possible, difference_of
+from sfvlm.sparseformer import SparseFormerOutput
+from sfvlm.teachers import open_teacher
 
 CPU = torch.device("cpu")
 needs_packing = pytest.mark.skipif(not module._can_pack(), reason="this torch has no oneMKL")
@@ -131,11 +135,32 @@ def test_an_output_that_differs_too_much_is_refused(monkeypatch: pytest.MonkeyPa
         moved_model("inherited").accelerate("int8")
 
 
-def test_a_difference_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "difference_of", lambda found, expected: float("nan"))
-    monkeypatch.setitem(module.MAKERS, "compile", lambda model, call: model)
-    with pytest.raises(ValueError, match="differs by nan"):
+def test_an_output_that_is_no_number_is_infinitely_far(monkeypatch: pytest.MonkeyPatch):
+    def spoil(module: nn.Module, inputs: object, output: SparseFormerOutput) -> None:
+        output.pooler_output.fill_(float("nan"))
+
+    def spoilt(model: nn.Module, call: object) -> nn.Module:
+        model.register_forward_hook(spoil)
+        return model
+
+    monkeypatch.setitem(module.MAKERS, "compile", spoilt)
+    with pytest.raises(ValueError, match="differs by inf"):
         moved_model("inherited").accelerate("compile")
+
+
+@torch.no_grad()
+def test_vectors_of_dense_transformers_and_plain_tensors_are_compared(clip_folder: Path):
+    output = open_teacher(clip_folder).model(photos())
+    other = replace(output, pooled=1.5 * output.pooled)
+    assert difference_of(output, output) == difference_of(output.pooled, output.pooled) == 0
+    assert difference_of(other, output) == pytest.approx(0.5)
+    assert difference_of(other.pooled, output.pooled) == pytest.approx(0.5)
+
+
+def test_an_output_with_nothing_to_compare_is_refused():
+    vectors = (torch.zeros(2, 4),)
+    with pytest.raises(ValueError, match="of type tuple has none of pooler_output, "):
+        difference_of(vectors, vectors)
 
 
 def test_a_choice_that_falls_the_other_way_counts_for_the_pooled_vector_alone():

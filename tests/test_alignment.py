@@ -1,9 +1,14 @@
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import tiny_model
 
-from sfvlm.alignment import Objective, Target, align, anchor_targets, anchored_tokens, pooled_cosine
+from sfvlm.alignment import Objective, Target, align, anchor_targets, anchored_tokens, for_host, pooled_cosine
+from sfvlm.inherit import inherit, student_config
 from sfvlm.sparseformer import SparseFormerOutput
+from sfvlm.targets import TeacherTargets
+from sfvlm.teachers import open_teacher
 
 
 def output(pooled: torch.Tensor, tokens: torch.Tensor | None = None, count: int = 4) -> SparseFormerOutput:
@@ -34,6 +39,18 @@ def test_matching_tokens_have_no_loss_whatever_the_boxes_do() -> None:
     assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
+@torch.no_grad()
+def test_token_targets_have_every_patch_of_a_larger_photo(clip_folder: Path) -> None:
+    teacher = open_teacher(clip_folder)
+    config = student_config(teacher.config, num_tokens=36, image_size=48)
+    student, _ = inherit(teacher, config)
+    objective, pixels = Objective(tokens=1.0), torch.randn(2, 3, 48, 48)
+    target = TeacherTargets(teacher.model, config, objective, None)({}, pixels)  # type: ignore[typeddict-item]
+    assert target.tokens is not None and target.tokens.shape == (2, 36, 64)
+    _, parts = align(student(pixels, output_hidden_states=True), target, objective)
+    assert parts["tokens"].item() == pytest.approx(0, abs=1e-6)  # a token a patch, untrained: nothing to learn
+
+
 def test_collapsed_boxes_do_not_satisfy_the_token_objective() -> None:
     teacher = Target(torch.randn(2, 24), torch.randn(2, 16, 64))
     model = tiny_model()
@@ -52,3 +69,9 @@ def test_parts_are_weighted_and_reported_unweighted() -> None:
     assert align(student, target, Objective())[1].keys() == {"pooled"}
     with pytest.raises(ValueError, match="nothing to match"):
         align(student, target, Objective(pooled=0.0))
+
+
+def test_for_a_host_what_was_asked_for_stands_but_its_words_count() -> None:
+    assert for_host(Objective()) == Objective(pooled=0.0, projected=1.0, answers=1.0)
+    asked = for_host(Objective(pooled=0.5, tokens=0.2, layer=-1, saliency=0.3, anchor="nearest"))
+    assert asked == Objective(0.5, 0.2, -1, projected=1.0, answers=1.0, saliency=0.3, anchor="nearest")

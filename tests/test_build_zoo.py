@@ -6,6 +6,9 @@ import random
 import re
 import sys
 import tarfile
+from collections import Counter
+from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from safetensors.torch import save_file
 from tiny import randomize
 from transformers import AutoTokenizer, CLIPModel, LlavaForConditionalGeneration
 
+from sfvlm.decode import Photo
 from sfvlm.scene_texts import SceneObject, scene_questions
 from sfvlm.scenes import render_scene
 from sfvlm.teachers import open_teacher
@@ -27,13 +31,22 @@ sys.path.insert(0, SCRIPTS)
 from zoo.clip import THINGS, ClipOptions, build_clip, patch_labels  # noqa: E402
 from zoo.clip_model import new_clip  # noqa: E402
 from zoo.clip_model import train_tokenizer as train_clip_tokenizer  # noqa: E402
-from zoo.llava import Conversations, LlavaLearner, LlavaOptions, _collate, build_llava  # noqa: E402
+from zoo.llava import Conversations, Lesson, LlavaLearner, LlavaOptions, _collate, build_llava  # noqa: E402
 from zoo.llava_model import new_llava, new_processor, train_tokenizer  # noqa: E402
-from zoo.patch_words import NO_WORD, object_words, word_loss  # noqa: E402
-from zoo.questions import CAPTION_PROMPTS, COCO_NAMES, existence_turns, photo_turns, scene_facts  # noqa: E402
+from zoo.loop import Stage, train  # noqa: E402
+from zoo.patch_words import NO_WORD, object_words, photo_word_loss, word_loss  # noqa: E402
+from zoo.questions import (  # noqa: E402
+    CAPTION_PROMPTS,
+    existence_turns,
+    photo_turns,
+    scene_facts,
+    shares_shown,
+    telling_words,
+)
 from zoo.sources import IMAGENETTE, PHOTOS, TALKED_OF, Data  # noqa: E402
 
 sys.path.remove(SCRIPTS)
+LESSON = Lesson(Stage("both", 1, {}), [], 1, lambda photo, generator: [])
 WORDS = ["a red circle on a dotted background", "USER: What color is it? ASSISTANT: red", "two dogs run over grass ."]
 
 
@@ -108,24 +121,46 @@ def test_no_held_out_photo_is_trained_on(shards):
         Data(shards / "nowhere").path("flickr8k-train-000.tar")
 
 
-def test_as_many_things_are_said_to_be_there_as_not():
+def test_each_thing_is_said_to_be_there_as_often_as_not_however_common_it_is():
     generator = random.Random(0)
-    for _ in range(50):
-        present = generator.sample(COCO_NAMES, generator.randint(1, 9))
-        turns = existence_turns(present, generator, 6, set())
-        answers = [answer for _, answer in turns]
-        assert answers.count("yes") == answers.count("no") == min(3, len(present))
-        for question, answer in turns:
-            name = re.fullmatch(r"Is there (?:an? )?(.+) in the \w+\?", question)[1]
+    common = {"dog": 0.8, "cup": 0.3, "kite": 0.1}
+    said = Counter()
+    for _ in range(4000):
+        present = sorted(name for name, share in common.items() if generator.random() < share)
+        for question, answer in existence_turns(present, common, generator, set()):
+            name = re.fullmatch(r"Is there an? (.+) in the \w+\?", question)[1]
             assert (answer == "yes") == (name in present)
+            said[name, answer] += 1
+    shares = {name: said[name, "yes"] / (said[name, "yes"] + said[name, "no"]) for name in common}
+    assert all(0.45 < share < 0.55 for share in shares.values()), shares
+
+
+def test_things_that_captions_name_otherwise_are_not_said_to_be_absent():
+    generator, shown = random.Random(0), {"cup": 0.5, "dog": 0.5, "kite": 0.5}
+    turns = [turn for _ in range(20) for turn in existence_turns(["cup"], shown, generator, {"puppy"})]
+    assert {question.split()[3] for question, answer in turns if answer == "no"} == {"kite"}
+
+
+def test_the_words_of_a_photo_are_those_that_name_something():
+    said = Photo(None, "x", None, ("A dog runs over the grass .",), {"qa": [["what is there", "garbage_bin"]]})
+    assert telling_words(said, ()) == ["bin", "dog", "garbage", "grass", "runs"]
+    assert telling_words(Photo(None, "x", 1, (), {}), ("tench", "golf ball")) == ["ball", "golf"]
+    assert telling_words(Photo(None, "x", None, ("a red circle",), {"objects": []}), ()) == []
+
+
+def test_shares_count_the_photos_of_a_source_that_say_anything():
+    told = Photo(None, "flickr8k-0:1", None, ("A dog runs over the grass .",), {})
+    other = Photo(None, "flickr8k-0:2", None, ("Two dogs .",), {})
+    boxes = Photo(None, "coco-0:1", None, (), {"boxes": [["kite", 0, 0, 1, 1]]})
+    found = shares_shown([told, other, boxes, Photo(None, "coco-0:2", 1, (), {})])
+    assert found == {"flickr8k": {"dog": 1.0, "grass": 0.5}, "coco": {"kite": 1.0}}
 
 
 def test_a_photo_without_labels_boxes_or_captions_gives_no_turns():
     scene = render_scene(0, 0)
-    from sfvlm.decode import Photo
-
-    assert photo_turns(Photo(scene.image, "x"), IMAGENETTE, random.Random(0)) == []
-    asked = photo_turns(Photo(scene.image, "x", scene.label, scene.captions, scene.to_meta()), (), random.Random(0))
+    assert photo_turns(Photo(scene.image, "x"), IMAGENETTE, {}, random.Random(0)) == []
+    told = Photo(scene.image, "x", scene.label, scene.captions, scene.to_meta())
+    asked = photo_turns(told, (), {}, random.Random(0))
     drawn = [scene_questions(np.random.default_rng(seed), scene.objects) for seed in range(300)]
     truth = {(item.question, item.answer) for questions in drawn for item in questions}
     plain = [(question.replace(SHORT_ANSWER, ""), answer) for question, answer in asked]
@@ -135,8 +170,6 @@ def test_a_photo_without_labels_boxes_or_captions_gives_no_turns():
 
 
 def test_facts_about_a_scene_have_one_answer_each():
-    from sfvlm.decode import Photo
-
     for number in range(40):
         scene = render_scene(3, number)
         facts = scene_facts(Photo(scene.image, "x", None, scene.captions, scene.to_meta()), random.Random(number))
@@ -173,6 +206,18 @@ def test_word_loss_is_least_where_a_patch_says_its_words_and_no_others():
     assert word_loss(says, torch.full_like(words, NO_WORD), table) == 0
 
 
+def test_photo_word_loss_is_least_where_some_patch_says_what_was_said_of_the_photo():
+    table = torch.eye(8)
+    said, shares = torch.tensor([[1, 2], [NO_WORD, NO_WORD]]), torch.tensor([[0.5, 0.5], [0.0, 0.0]])
+
+    def loss(*says: int) -> torch.Tensor:
+        return photo_word_loss(torch.stack([table[list(says)], table[[5, 5, 5]]]), said, shares, table)
+
+    assert loss(1, 2, 1) < loss(1, 1, 1) < loss(3, 1, 3) < loss(3, 4, 3)
+    torch.testing.assert_close(loss(1, 2, 5), loss(5, 1, 2))  # wherever it stands
+    assert photo_word_loss(table[None], torch.full((1, 2), NO_WORD), torch.zeros(1, 2), table) == 0
+
+
 @pytest.fixture(scope="module")
 def untrained() -> tuple[LlavaForConditionalGeneration, object]:
     from transformers import CLIPConfig
@@ -196,7 +241,7 @@ def test_training_and_chatting_lay_tokens_out_alike(untrained):
     ]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
     chat = processor(text=prompt, images=Image.new("RGB", (300, 200)), return_tensors="pt")["input_ids"][0].tolist()
-    examples = Conversations(np.zeros((1, 16, 32), np.float16), [], [], lambda photo, generator: [], tokenizer, 0)
+    examples = Conversations(np.zeros((1, 16, 32), np.float16), [], LESSON, tokenizer, 0)
     trained = examples._lay_out([("What color is it?", "red"), ("And the size?", "small")], together=True)[0]
     assert trained[: len(chat)] == chat
 
@@ -205,8 +250,9 @@ def test_training_and_chatting_lay_tokens_out_alike(untrained):
 def test_turns_that_share_a_photo_are_learned_as_if_each_stood_alone(untrained):
     llava, tokenizer = untrained
     learner = LlavaLearner(llava, tokenizer)
-    examples = Conversations(np.zeros((1, 16, 32), np.float16), [], [], lambda photo, generator: [], tokenizer, 0)
+    examples = Conversations(np.zeros((1, 16, 32), np.float16), [], LESSON, tokenizer, 0)
     seen = {"tokens": torch.randn(16, 32), "words": torch.full((16, 6), NO_WORD)}
+    seen |= {"said": torch.zeros(0, dtype=torch.long), "shares": torch.zeros(0)}
     names = ("ids", "labels", "turn", "positions", "weights")
 
     def item(turns: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
@@ -219,6 +265,24 @@ def test_turns_that_share_a_photo_are_learned_as_if_each_stood_alone(untrained):
     torch.testing.assert_close(packed, alone)
     other = learner.loss(_collate([item([("What color is it?", "blue"), *turns[1:]])], tokenizer.pad_token_id))
     assert not torch.allclose(other["answers"], alone)
+
+
+def test_a_stage_goes_on_from_a_checkpoint_of_its_own_settings_alone(tmp_path):
+    model, stage = torch.nn.Linear(2, 1), Stage("both", 2, {"weight": 1e-3})
+
+    def go(stage: Stage) -> None:
+        def loss_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"loss": model(batch["x"]).square().mean()}
+
+        train(stage, model, lambda step: repeat({"x": torch.ones(1, 2)}), loss_of, tmp_path, torch.device("cpu"))
+
+    go(stage)
+    trained = model.weight.detach().clone()
+    go(stage)
+    assert torch.equal(model.weight, trained)
+    for changes in (dict(steps=3), dict(rates={"weight": 1e-2})):
+        with pytest.raises(ValueError, match=r"step-00000002 is of another recipe \(stage: .* then, .* now\)"):
+            go(replace(stage, **changes))
 
 
 def test_both_recipes_run_resume_and_give_folders_that_transformers_opens(shards, tmp_path):

@@ -1,9 +1,11 @@
 """Talking to hosts: answers, streamed replies, and folders that are none. Tiny random LLaVAs, built here."""
 
+import gc
 import json
 import shutil
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_hosts import never_ends, tiny_host
+from tiny_hosts import never_ends, tiny_host, tiny_tower
 from tiny_llava import CHAT_TEMPLATE, tiny_llava
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 
 from sfvlm.chat import Host, assistant_message, open_host, user_message
+from sfvlm.reduce import reduce_host
 from sfvlm.scenes import render_scene
+from sfvlm.swap import swap
 
 PROMPTS = ["What color?", "How many circles are there in this picture, and where?", "a", "Is there a dog?"]
 
@@ -145,6 +149,19 @@ def test_two_readers_take_turns(talker: Host) -> None:
     assert texts[0].split() == texts[1].split() == ["a"] * 12
 
 
+def test_a_photo_of_another_reply_is_not_timed(talker: Host, photos: list[Image.Image]) -> None:
+    reply = talker.stream([user_message("hello")], max_new_tokens=400)
+    pieces = iter(reply)
+    next(pieces)
+    between = talker.stream([user_message("hello", 1)], photos[:1], max_new_tokens=2)
+    list(between)
+    pieces.close()  # type: ignore[attr-defined]
+    # Still being written when the other one was done.
+    assert reply.timings.new_tokens < 400
+    assert reply.timings.encode_ms is None
+    assert between.timings.encode_ms is not None
+
+
 def test_an_error_while_writing_reaches_the_reader(talker: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**_: object) -> None:
         raise RuntimeError("out of memory")
@@ -152,6 +169,25 @@ def test_an_error_while_writing_reaches_the_reader(talker: Host, monkeypatch: py
     monkeypatch.setattr(talker.model, "generate", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(talker.stream([user_message("hello")]))
+
+
+def test_what_a_failed_reply_computed_is_freed_at_once(talker: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[weakref.ref[torch.Tensor]] = []
+
+    def fail(**_: object) -> None:
+        cache = torch.zeros(8)
+        computed.append(weakref.ref(cache))
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(talker.model, "generate", fail)
+    reply = talker.stream([user_message("hello")])
+    gc.disable()
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            list(reply)
+        assert computed[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_temperature_samples(talker: Host) -> None:
@@ -177,6 +213,22 @@ def test_the_fingerprint_follows_the_weights(folder: Path, host: Host, tmp_path:
     assert open_host(tiny_llava(tmp_path, seed=1), device="cpu").fingerprint != host.fingerprint
 
 
+def test_settings_tell_hosts_of_the_same_weights_apart(folder: Path, host: Host) -> None:
+    def other(tower: Any = None, num_tokens: int | None = None) -> Host:
+        found = open_host(folder, device="cpu")
+        if tower is not None:
+            swap(found.model, found.processor, tower, num_tokens)
+        return found
+
+    assert other().settings_fingerprint == host.settings_fingerprint
+    grey = other()
+    grey.processor.image_processor.image_mean = [0.5] * 3
+    methods = [other(reduce_host(folder, method, 9)) for method in ("average", "stride")]
+    for one, two in ((host, grey), methods, (other(tiny_tower()), other(tiny_tower(), 16))):
+        assert one.fingerprint == two.fingerprint
+        assert one.settings_fingerprint != two.settings_fingerprint
+
+
 @pytest.mark.parametrize("kind", ["llava_next", "llava_onevision"])
 def test_tiled_hosts_answer_too(kind: str, tmp_path: Path, photos: list[Image.Image]) -> None:
     host = open_host(tiny_host(kind, tmp_path), device="cpu")
@@ -194,6 +246,11 @@ def test_a_processor_without_template_is_refused(folder: Path, tmp_path: Path) -
     (copy / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="no chat template"):
         open_host(copy)
+
+
+def test_a_device_that_cannot_be_used_is_named(folder: Path) -> None:
+    with pytest.raises(ValueError, match="The device 'gpu' cannot be used"):
+        open_host(folder, device="gpu")
 
 
 def test_a_folder_that_is_no_host_is_named(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where patches are chosen: by what the first look guesses, never by a gradient, and with an even grid among them."""
+"""Where patches are chosen: by what the first look guesses, never by a gradient, and some from every region."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from tiny import tiny_config, tiny_model
 
 from sfvlm.alignment import Objective, Target, align, anchor_targets, saliency_error
 from sfvlm.blocks import attention_received
+from sfvlm.focusing import ChosenFocusing
 from sfvlm.inherit import inherit, student_config
 from sfvlm.reduce import reduce
-from sfvlm.sparseformer import ChosenFocusing
 from sfvlm.teachers import open_teacher
 
 PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -29,15 +29,17 @@ def test_the_patches_most_worth_a_look_are_taken_in_the_order_of_the_photo():
     saliency[0, 13] = 99
     assert focusing.choose(saliency, 5).tolist() == [[0, 1, 2, 3, 13]]
     assert focusing.choose(saliency, 16).tolist() == [list(range(16))]
-    with pytest.raises(ValueError, match="num_tokens is 17, but the photo has 16 patches"):
+    with pytest.raises(ValueError, match="num_tokens is 17, and there are 16 patches"):
         focusing.choose(saliency, 17)
 
 
-def test_a_share_of_the_tokens_is_an_even_grid_whatever_is_guessed():
+def test_a_share_of_the_tokens_goes_to_the_best_of_each_region():
     focusing = stage(teacher_grid=4, even_share=0.5)
-    chosen = focusing.choose(torch.arange(16.0)[None], 8)
-    assert {5, 7, 13, 15} < set(chosen[0].tolist())  # two by two: the patches behind the middles of four quarters
-    assert {14, 12, 11, 10} < set(chosen[0].tolist())
+    rising = torch.arange(16.0)
+    chosen = focusing.choose(torch.stack([rising, rising.flip(0)]), 8)
+    assert chosen[0].tolist() == [5, 7, 10, 11, 12, 13, 14, 15]  # of four quarters 5, 7, 13 and 15; then what is left
+    assert chosen[1].tolist() == [0, 1, 2, 3, 4, 5, 8, 10]
+    assert focusing.choose(rising[None], 1).tolist() == [[15]]  # too few for regions
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """The cheap ways to few tokens, and what they cost."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -108,6 +110,27 @@ def test_merging_keeps_the_sum_over_patches_and_leaves_the_class_token_alone():
     assert torch.equal(merged[:, 0], x[:, 0])
     assert torch.equal(sizes[:, 0], torch.ones(2))
     assert torch.equal(sizes.sum(1), torch.full((2,), 10.0))
+
+
+@pytest.mark.parametrize("pooling", KINDS)
+def test_merging_in_bfloat16_counts_every_patch(pooling, monkeypatch):
+    dense = dense_teacher(pooling, image_size=96, num_hidden_layers=5)
+    torch.nn.init.zeros_(dense.positions)
+    pixels = torch.ones(1, 3, 96, 96)  # 24 x 24 patches, all alike: most of them gather in one token
+    sizes = []
+
+    def noted(*arguments):
+        sizes.append(merge(*arguments)[1])
+        return merge(*arguments)
+
+    monkeypatch.setattr("sfvlm.controls.merge", noted)
+    expected = TokenMerging(dense, 18, "early")(pixels).pooled
+    found = TokenMerging(copy.deepcopy(dense).bfloat16(), 18, "early")(pixels.bfloat16()).pooled
+    patches = sizes[-1][:, int(dense.config.has_cls_token) :]
+    assert patches.shape == (1, 18)
+    assert patches.max() > 256  # beyond which bfloat16 cannot count
+    assert patches.sum() == 576
+    assert (found.float() - expected).norm() / expected.norm() < 0.05
 
 
 def test_the_most_similar_pair_merges_first_and_the_others_keep_their_order():

@@ -505,6 +505,17 @@ def test_what_cannot_be_converted_is_refused_with_one_sentence(reason: str, good
     assert sorted(path.name for path in tmp_path.iterdir()) == ["llava"]
 
 
+def test_a_sentencepiece_tokenizer_says_what_to_install(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(good, tmp_path / "llava")
+    files("tokenizer.json", tokenizer__model=b"")(tmp_path / "llava")
+    monkeypatch.setattr("sfvlm.convert_prompt.is_sentencepiece_available", lambda: False)
+    with pytest.raises(ValueError, match=r"is a tokenizer\.model: pip install 'sfvlm\[convert\]'"):
+        convert_original(tmp_path / "llava", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_folders_are_refused_by_name_or_by_their_tower(good: Path, tower: Path, tmp_path: Path) -> None:
     shutil.copytree(good, tmp_path / "LLaVA-7b-delta-v0")
     with pytest.raises(ValueError, match=r"holds a delta, .*by its name"):

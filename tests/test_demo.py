@@ -1,6 +1,8 @@
 """The demo through gradio_client, against a live server with a tiny random host."""
 
 import json
+import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from tiny_hosts import never_ends
 
@@ -19,7 +22,10 @@ import httpx
 from gradio_client import Client, handle_file
 from live_demo import served
 
+from sfvlm import roi
 from sfvlm.chat import Host
+from sfvlm.chat_reply import Timings
+from sfvlm.looking import Looked
 from sfvlm.scenes import render_scene
 from sfvlm.sides import Sides, open_sides
 
@@ -177,6 +183,20 @@ def test_the_look_tab_shows_steps_tokens_and_attention(sides: Sides, files: dict
     assert draw(None, 1, BOXES, ALL_WORDS, None)[0] is None
 
 
+def test_where_patches_are_chosen_the_tokens_are_those_of_the_last_step() -> None:
+    from look_tab import ALL_WORDS, ATTENTION, BOXES, _choose, draw
+
+    boxes = (roi.tile_layout(2), roi.cell_boxes(torch.tensor([0, 3, 5, 15]), 4))
+    points = (torch.zeros(4, 1, 2),) * 2
+    attention, cost = torch.full((1, 4), 0.1), Timings(4, 9, 1, None, None, None, 0)
+    looked = Looked(Image.new("RGB", (64, 64)), boxes, points, "a", ("a",), attention, cost, chosen=True)
+    assert draw(looked, 1, BOXES, ALL_WORDS, None)[1].startswith("Step 1 of 2: 4 boxes")
+    assert draw(looked, 1, BOXES, ALL_WORDS, 3)[1].startswith("Step 2 of 2, token 4 of 4: a box of 25% x 25%")
+    assert draw(looked, 1, ATTENTION, ALL_WORDS, None)[1].startswith("Step 2 of 2. ")
+    place: Any = SimpleNamespace(index=(24, 24))  # in the sixth patch, and in the first tile
+    assert _choose(looked, 1, place) == 2
+
+
 def test_focus_on_everything_is_the_whole_photo(client: Client, files: dict[str, str]) -> None:
     photo = handle_file(files["photo0"])
     whole, _, answer, cost, boxes, told = client.predict(photo, QUESTION, "0, 0, 100, 100", 100, api_name="/focus")
@@ -240,7 +260,7 @@ def test_stop_ends_the_models_work(url: str, talker: SimpleNamespace) -> None:
 def test_who_leaves_frees_the_model(url: str, talker: SimpleNamespace, client: Client) -> None:
     session = uuid.uuid4().hex
     number = next(index for index, each in client.endpoints.items() if each.api_name == "/chat")
-    data = [{"text": "hello", "files": []}, None, "sparse", 0, 1, 400, ""]
+    data = [{"text": "hello", "files": []}, None, "sparse", 0, 1, 400, "", None]
     body = {"data": data, "fn_index": number, "session_hash": session}
     joined = httpx.post(f"{url}gradio_api/queue/join", json=body)
     assert joined.status_code == 200, joined.text
@@ -289,6 +309,47 @@ def test_a_password_is_asked_for_and_a_bad_one_refused(capsys: pytest.CaptureFix
     assert "NAME:PASSWORD" in capsys.readouterr().err
 
 
+def test_what_cannot_start_is_refused_before_models_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import app
+
+    from sfvlm.cli import run
+
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("models were opened")
+
+    monkeypatch.setattr(app, "open_sides", opened)
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for flags, words in (
+            (["--port", port], f"127.0.0.1:{port} cannot be listened on (Address already in use): give another --port"),
+            (["--port", "70000"], "70000 cannot be listened on (bind(): port must be 0-65535): give another --port"),
+            (["--feedback", str(tmp_path / "no" / "feedback.jsonl")], "feedback.jsonl, whose folder does not exist."),
+            (["--mcp"], "--mcp needs the package mcp: pip install 'sfvlm[mcp]'."),
+        ):
+            with pytest.raises(SystemExit) as ended:
+                run(app.demo_command, app.DemoCommand, flags)
+            said = capsys.readouterr().err
+            assert ended.value.code == 2 and words in said and said.count("\n") == 1
+
+
+def test_all_that_computes_shares_one_queue(sides: Sides) -> None:
+    from page import build_page
+
+    computing = [each for each in build_page(sides, "none", users=3).fns.values() if each.concurrency_limit == 3]
+    assert {"chat", "compare", "look", "focus"} <= {each.api_name for each in computing}
+    assert {each.concurrency_id for each in computing} == {"model"}
+
+
+def test_uploads_are_removed_after_a_day(sides: Sides) -> None:
+    from page import build_page
+
+    every, age = build_page(sides, "none").delete_cache
+    assert 0 < every <= 3600 and age == 24 * 3600
+
+
 def test_histories_of_the_page_and_of_clients_read_alike() -> None:
     from chat_tab import conversation
 
@@ -322,6 +383,33 @@ def test_what_failed_is_left_out_of_the_conversation() -> None:
     assert len(turns) == 1 and paths == ["a.png"]
 
 
+def test_what_broke_off_or_stayed_silent_is_left_out_of_the_conversation() -> None:
+    from chat_tab import SILENT, conversation
+
+    asked = {"role": "user", "content": [{"path": "a.png"}, "Which?"]}
+    message = {"text": "And now?", "files": ["b.png"]}
+    half = {"role": "assistant", "content": "It is\n\n⚠ The model cannot go on.\n\nTry again."}
+    turns, paths = conversation(message, [asked, half], "")
+    assert len(turns) == 1 and paths == ["b.png"]
+    turns, paths = conversation(message, [asked, {"role": "assistant", "content": SILENT}], "")
+    assert len(turns) == 1 and paths == ["a.png", "b.png"]  # nobody has said anything about the first one yet
+
+
+def test_a_thumb_is_about_the_side_that_wrote_the_answer(sides: Sides, tmp_path: Path) -> None:
+    from chat_tab import Chat, Feedback
+
+    chat, path = Chat(sides.hosts), tmp_path / "feedback.jsonl"
+    history: list[dict[str, Any]] = []
+    written: dict[int, str] = {}
+    for side in ("dense", "sparse"):
+        *_, (text, _, written) = chat.answer({"text": "Which?"}, history, side, 0, 1, 2, "", written)
+        history += [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": text}]
+    for index in (1, 3):
+        liked: Any = SimpleNamespace(liked=True, index=index)
+        Feedback(path, "tiny").add(history, written, liked)
+    assert [json.loads(line)["side"] for line in path.read_text().splitlines()] == ["dense", "sparse"]
+
+
 def test_feedback_is_written_only_where_it_was_asked_for(sides: Sides, tmp_path: Path) -> None:
     from chat_tab import Feedback
     from page import build_page
@@ -334,8 +422,8 @@ def test_feedback_is_written_only_where_it_was_asked_for(sides: Sides, tmp_path:
     assert listens(build_page(sides, "none", feedback=path))
     history = [{"role": "user", "content": [{"path": "a.png"}, "Which?"]}, {"role": "assistant", "content": "This."}]
     liked: Any = SimpleNamespace(liked=True, index=1)
-    Feedback(path, "tiny").add(history, "sparse", liked)
-    Feedback(path, "tiny").add(history, "sparse", liked)
+    Feedback(path, "tiny").add(history, {0: "sparse"}, liked)
+    Feedback(path, "tiny").add(history, {0: "sparse"}, liked)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == 2 and lines[0]["liked"] and lines[0]["conversation"][0] == {
         "role": "user", "text": "Which?", "photos": 1

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sfvlm.files import replacing, replacing_inside, write_text
+from sfvlm.files import appearing, replacing, replacing_inside, write_text
 
 
 def test_a_file_takes_its_place_whole_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -48,6 +48,30 @@ def test_a_folder_never_loses_files_to_a_file_of_its_name(tmp_path: Path) -> Non
     with pytest.raises(OSError, match="folder"):
         write_text(tmp_path / "folder", "text")
     assert (tmp_path / "folder" / "kept").exists()
+
+
+def test_a_folder_that_came_into_being_meanwhile_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "deeper" / "out"
+
+    def meanwhile(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "ours").touch()
+        out.mkdir()
+        (out / "theirs").touch()
+
+    with pytest.raises(ValueError, match="out exists: choose another one"), appearing(out) as temporary:
+        meanwhile(temporary)
+    assert [file.name for file in out.iterdir()] == ["theirs"]
+    assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("below", ["out", "deeper/out"])
+def test_a_folder_below_a_file_is_refused_with_one_sentence(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / below
+    with pytest.raises(ValueError, match=r"^The folder .* cannot be made: [^\n]+\.$"), appearing(out):
+        pass
+    assert (tmp_path / "file").is_file()
 
 
 def test_writers_of_one_path_do_not_meet(tmp_path: Path) -> None:

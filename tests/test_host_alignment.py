@@ -1,5 +1,5 @@
-import dataclasses
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from tiny_hosts import opened
 
 from sfvlm import SparseFormerModel
-from sfvlm.alignment import FOR_HOST, Objective, Target, align, anchor_targets, answer_divergence
+from sfvlm.alignment import Objective, Target, align, anchor_targets, answer_divergence, for_host
 from sfvlm.bootstrap import BootstrapOptions, bootstrap
 from sfvlm.chat import open_host
 from sfvlm.decode import Photo
@@ -81,7 +81,7 @@ def test_at_the_full_grid_an_untrained_student_is_told_nothing_new(
     reader, teacher = HostReader(model, processor), open_teacher(llava)
     config = student_config(teacher.config, num_tokens=16, focusing=focusing)
     student, _ = inherit(teacher, config)
-    objective = dataclasses.replace(FOR_HOST, anchor=anchor)
+    objective = for_host(Objective(anchor=anchor))
     targets = TeacherTargets(teacher.model, config, objective, None, reader)
     views = ViewDataset(photos_of(photo_folder, 2), 56, training=False, seed=0)
     batch = collate_views([views[0, 0], views[0, 1]])
@@ -149,9 +149,21 @@ def test_answers_continue_where_they_stopped(llava: Path, photo_folder: Path, tm
         interview_of(llava, turns=3).answers(photos, path)
 
 
-def test_photos_that_bring_prompts_are_asked_those_without_their_answers() -> None:
-    import random
+def test_photos_of_one_name_have_answers_of_their_own(llava: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / name / "scenes" for name in "ab"]
+    for index, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        render_scene(0, index, 56).image.save(folder / "0.png")
+    photos = Selection(open_photos(folders), range(2))
+    interview, path = interview_of(llava, turns=3), tmp_path / "answers.jsonl"
+    found = interview.answers(photos, path)
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()[1:]] == ["scenes/0.png", "scenes/0.png#2"]
+    each = [Selection(open_photos(folder), range(1)) for folder in folders]
+    assert found == [interview.answers(one, tmp_path / f"{number}.jsonl")[0] for number, one in enumerate(each)]
+    assert found == interview.answers(photos, path)
 
+
+def test_photos_that_bring_prompts_are_asked_those_without_their_answers() -> None:
     meta = {"questions": [{"question": "What color is the star?", "answer": "SECRET"}], "qa": [["how many", "SECRET"]]}
     asked = prompts_for(Photo(None, "a", None, (), meta), 3, random.Random(0))  # type: ignore[arg-type]
     assert len(asked) == 3
@@ -160,10 +172,17 @@ def test_photos_that_bring_prompts_are_asked_those_without_their_answers() -> No
     assert prompts_for(Photo(None, "a", None, (), {}), 3, random.Random(0), ("Only this?",)) == ["Only this?"]  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("field", ["questions", "qa"])
+@pytest.mark.parametrize("value", ["why?", None, {"question": "why?"}, ["why?", None, [], [None], {"question": 3}]])
+def test_other_peoples_fields_of_these_names_are_no_prompts(field: str, value: Any) -> None:
+    asked = prompts_for(Photo(None, "a", None, (), {field: value}), 3, random.Random(0))  # type: ignore[arg-type]
+    assert asked == prompts_for(Photo(None, "a", None, (), {}), 3, random.Random(0))  # type: ignore[arg-type]
+
+
 def run(host: Path, photos: Path, out: Path, **changes: Any) -> dict[str, float]:
     teacher = open_teacher(host)
     student, report = inherit(teacher, student_config(teacher.config, num_tokens=4), 1)
-    options = BootstrapOptions(**(QUICK | {"objective": FOR_HOST} | changes))
+    options = BootstrapOptions(**(QUICK | {"objective": for_host(Objective())} | changes))
     return bootstrap(teacher, student, report, open_photos(photos), out, options, host=open_host(host, device="cpu"))
 
 
@@ -195,12 +214,15 @@ def test_the_command_aligns_with_a_host_by_default_objectives(
     from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
 
     out = tmp_path / "tower"
-    training = BootstrapOptions(**(QUICK | dict(steps=2)))
+    training = BootstrapOptions(**(QUICK | dict(steps=2, ema_decay=0.9, objective=Objective(anchor="nearest"))))
     command = BootstrapCommand(host=str(llava), photos=[str(photo_folder)], out=out, num_tokens=4, training=training)
     bootstrap_command(command)
     facts = json.loads((out / "bootstrap.json").read_text())
     assert facts["teacher"] == facts["host"]["source"] == str(llava)
-    assert facts["options"]["objective"]["answers"] == 1.0
+    objective = facts["options"]["objective"]
+    assert [objective[name] for name in ("pooled", "projected", "answers")] == [0, 1, 1]
+    assert objective["anchor"] == "nearest"
+    assert SparseFormerModel.from_pretrained(out).config.aligned_layers == [-2]  # of the averaged weights too
     assert f"swap_llava_tower.py --host {llava} --tower {out}" in capsys.readouterr().out
 
 

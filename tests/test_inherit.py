@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from sfvlm.inherit import FRESH_TENSORS, TABLES, inherit, is_fresh, student_config
+from sfvlm.inherit import FRESH_TENSORS, TABLES, check_descent, inherit, is_fresh, student_config, take_over
 from sfvlm.teachers import Teacher, open_teacher
 
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -47,6 +47,46 @@ def test_fresh_focusing_keeps_the_last_blocks_bit_for_bit(teacher: Teacher) -> N
     dropped = dict(report.dropped)
     assert {"patch.weight", "positions", "pre_norm.weight", "blocks.0.attn.qkv.weight"} <= dropped.keys()
     assert student(PIXELS).pooler_output.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_student_goes_on_from_an_earlier_one_of_the_same_teacher_alone(teacher: Teacher) -> None:
+    earlier, _ = inherit(teacher, student_config(teacher.config, num_tokens=4, focusing="chosen"))
+    for parameter in (earlier.focusing.saliency.weight, earlier.blocks[0].mlp.fc1.weight):
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    student, report = inherit(teacher, earlier.config, tuned_blocks=1)
+    frozen = [name for name, parameter in student.named_parameters() if not parameter.requires_grad]
+    assert take_over(student, report, earlier, "runs/earlier").earlier == "runs/earlier"
+    assert torch.equal(student.eval()(PIXELS).pooler_output, earlier.eval()(PIXELS).pooler_output)
+    assert frozen == [name for name, parameter in student.named_parameters() if not parameter.requires_grad]
+
+    earlier.head.norm.weight.mul_(2)
+    with pytest.raises(ValueError, match=r"runs/earlier is not made from .*head\.norm\.weight"):
+        take_over(student, report, earlier, "runs/earlier")
+
+
+@torch.no_grad()
+def test_what_an_earlier_run_left_alone_must_be_the_teachers_and_the_rest_counts_as_trained(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    earlier, before = inherit(teacher, student_config(teacher.config, num_tokens=4), tuned_blocks=2)
+    before.save(tmp_path)
+    earlier.blocks[1].mlp.fc1.weight.mul_(1.5)
+    student, report = inherit(teacher, earlier.config, tuned_blocks=1)
+    went_on = take_over(student, report, earlier.bfloat16().float(), str(tmp_path))
+    assert report.count(trained=True) < went_on.count(trained=True) == before.count(trained=True)
+    assert torch.equal(student.blocks[1].mlp.fc1.weight, earlier.blocks[1].mlp.fc1.weight)
+
+    earlier.blocks[2].mlp.fc1.weight.mul_(1.5)
+    with pytest.raises(ValueError, match=r"is not made from .*blocks\.2\.mlp\.fc1\.weight is another"):
+        take_over(student, report, earlier, str(tmp_path))
+
+
+def test_an_earlier_student_of_another_grid_is_refused_by_name(teacher: Teacher) -> None:
+    other = {"num_tokens": 4, "teacher_grid": 7}
+    with pytest.raises(ValueError, match=r"runs/sf49 and the teacher .* differ in teacher_grid: .*--teacher"):
+        check_descent(student_config(teacher.config, **other), teacher, "runs/sf49")
+    check_descent(student_config(teacher.config, focusing="fresh", **other), teacher, "runs/sf49")  # has none of it
 
 
 @pytest.mark.parametrize("focusing", ["inherited", "chosen", "fresh"])

@@ -439,6 +439,17 @@ def test_the_runner_runs_a_module_as_python_does(
     assert sys.argv is before
 
 
+@pytest.mark.parametrize("typo", ["sparseformer-tinny-49", "runs/nowhere"])
+def test_the_runner_refuses_a_tower_that_is_none_before_it_runs_anything(
+    package: Any, typo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--tower", typo, "llava.serve.cli"])
+    printed = capsys.readouterr()
+    assert stop.value.code == 2 and not printed.out
+    assert printed.err.startswith("error: ") and typo in printed.err and printed.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(("given", "code"), [([], 2), (["--help"], 0), (["--tower"], 2), (["--towel", "x"], 2)])
 def test_the_runner_says_how_it_is_called(given: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -85,6 +85,13 @@ def test_towers_without_boxes_are_named(hosts: dict[str, Path]) -> None:
         look(open_host(hosts["llava"], device="cpu"), PHOTO, QUESTION)
 
 
+def test_a_tower_that_chooses_says_that_its_first_boxes_are_no_tokens(looked: Looked, hosts: dict[str, Path]) -> None:
+    host = with_tower(open_host(hosts["llava"], device="cpu"), tiny_tower(4, focusing="chosen"))
+    seen = look(host, PHOTO, QUESTION, max_new_tokens=2)
+    assert seen.chosen and not looked.chosen
+    assert len(seen.boxes[0]) == len(seen.boxes[1]) == 4  # so that their number does not tell
+
+
 def test_the_view_is_what_the_processor_shows_with_more_pixels(host: Host) -> None:
     pixels = host.processor.image_processor(PHOTO, return_tensors="pt")["pixel_values"]
     assert torch.equal(view_pixels(host, PHOTO, 56), pixels)

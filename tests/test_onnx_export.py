@@ -180,7 +180,7 @@ def test_a_file_that_says_another_thing_than_its_model_is_not_kept(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"num_tokens": 17}, "num_tokens is 17, but the photo has 16 patches"),
+        ({"num_tokens": 17}, "num_tokens is 17, and there are 16 patches"),
         ({"num_tokens": 0}, "num_tokens is 0; a photo needs at least 1 token"),
         ({"image_size": 8}, "image_size is 8; a photo needs at least 16 pixels"),
         ({"layers": (-2, 3)}, "There is no layer 3: 2 blocks have hidden states -3 to 2"),
@@ -240,7 +240,7 @@ def test_the_command_ends_bad_input_with_one_sentence(
         assert error.startswith("error: ") and not any("Traceback" in line for line in progress)
         return error
 
-    assert "17, but the photo has 16" in refused("--model", model, "--out", f"{tmp_path}/a.onnx", "--num-tokens", "17")
+    assert "17, and there are 16" in refused("--model", model, "--out", f"{tmp_path}/a.onnx", "--num-tokens", "17")
     assert "in a folder that exists" in refused("--model", model, "--out", f"{tmp_path}/absent/a.onnx")
     assert "is no SparseFormer folder" in refused("--model", f"{tmp_path}/other", "--out", f"{tmp_path}/a.onnx")
     monkeypatch.setitem(sys.modules, "onnxscript", None)

@@ -18,7 +18,7 @@ import sfvlm
 from sfvlm.chat import open_host
 from sfvlm.cli import run
 from sfvlm.commands.swap import SwapCommand, swap_command
-from sfvlm.controls import LargerPatch, LowerResolution, TokenMerging
+from sfvlm.controls import LargerPatch, LowerResolution, TokenMerging, macs
 from sfvlm.reduce import METHODS, ReducedTower, ReducedTowerConfig, reduce, reduce_host
 from sfvlm.swap import swap, swap_folder, undo_folder
 from sfvlm.teachers import DenseTransformer, open_teacher
@@ -220,6 +220,54 @@ def test_the_zero_shot_controls_are_the_same_methods(dense: DenseTransformer) ->
             expected = control(pixels).hidden_states
         ours = states_of(reduce(dense, method, 9, -1), pixels)
         assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True)), method
+
+
+def test_the_kernel_of_a_larger_patch_is_made_once_for_a_size_and_a_weight(
+    dense: DenseTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    class Noted(LargerPatch):
+        def __init__(self, dense: DenseTransformer, side: int, image_size: int) -> None:
+            made.append(image_size)
+            super().__init__(dense, side, image_size)
+
+    monkeypatch.setattr("sfvlm.reduce_methods.LargerPatch", Noted)
+    tower = reduce(copy.deepcopy(dense), "larger-patch", 9)
+    keys = list(tower.state_dict())
+    first, second = states_of(tower)[-2], states_of(tower)[-2]
+    assert torch.equal(first, second) and made == [32]
+    assert list(tower.state_dict()) == keys
+    states_of(tower, photos(48))
+    with torch.no_grad():
+        for parameter in tower.dense.patch.parameters():
+            parameter.mul_(2)
+            assert not torch.equal(states_of(tower)[-2], first)
+    assert made == [32, 48, 32, 32]
+
+    twin = copy.deepcopy(tower)
+    with torch.no_grad():
+        twin.dense.patch.weight.div_(2)
+        twin.dense.patch.bias.div_(2)
+    tower.save_pretrained(tmp_path)
+    assert torch.equal(states_of(twin)[-2], first)
+    assert torch.equal(states_of(AutoModel.from_pretrained(tmp_path))[-2], states_of(tower)[-2])
+
+
+def test_the_kernel_of_a_larger_patch_serves_with_and_without_gradients(dense: DenseTransformer) -> None:
+    tower, pixels = reduce(copy.deepcopy(dense), "larger-patch", 9), photos()
+    with torch.inference_mode():
+        expected = states_of(tower)[-2]
+        assert torch.equal(states_of(reduce(copy.deepcopy(dense), "larger-patch", 9))[-2], expected)
+    found = tower(pixels.requires_grad_(True), output_hidden_states=True).hidden_states[-2]
+    found.square().sum().backward()
+    torch.testing.assert_close(found.detach(), expected)
+    assert pixels.grad is not None and pixels.grad.abs().sum() > 0
+
+
+def test_the_kernel_of_a_larger_patch_is_no_cost_of_a_photo(dense: DenseTransformer) -> None:
+    tower = reduce(copy.deepcopy(dense), "larger-patch", 9)
+    assert macs(tower, 32) == macs(tower, 32) == macs(LargerPatch(dense, 3, 32), 32)
 
 
 def test_merging_reaches_its_tokens_before_the_layer_that_is_read(dense: DenseTransformer) -> None:

@@ -5,7 +5,9 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_hosts import never_ends, photo, tiny_tower
 from tiny_llava import tiny_llava
 
@@ -18,6 +20,7 @@ from sfvlm.sides import Sides, open_sides, with_tower, write_together
 from sfvlm.swap import swap_folder
 from sfvlm.teachers import open_teacher
 from sfvlm.zeroshot import Student
+from sfvlm.zoo import resolve
 
 PHOTO = photo(1)
 QUESTION = "What color is the biggest object?"
@@ -242,19 +245,25 @@ def test_the_difference_of_two_texts_says_who_says_what() -> None:
 
 
 def test_class_names_are_ranked_as_the_towers_vectors_say() -> None:
-    pytest.importorskip("sfvlm.zoo").resolve("sparseformer-tiny-49")
     ranker, names = Ranker(), ["red circle", "blue square", "green star"]
     image = Image.new("RGB", (224, 224), "gray")
     image.paste((212, 36, 38), (60, 60, 160, 160))
     found = ranker.rank(image, [*names, "", " red circle "])
     assert ranker.tokens == {"dense": 196, "sparse": 49}
+    scale = load_file(Path(resolve("clip-tiny")) / "model.safetensors")["logit_scale"].float().exp()
     for side, module in (("dense", open_teacher("clip-tiny").model), ("sparse", Student(ranker.sparse, 49))):
-        pooled = module(ranker._pixels(image)).pooled[0].detach()
+        pooled = F.normalize(module(ranker._pixels(image)).pooled[0].detach(), dim=0)
         texts = ranker.text([f"a picture of a {name}" for name in names])
         expected = [names[i] for i in (texts @ pooled).argsort(descending=True).tolist()]
         assert list(found[side]) == expected
-        assert sum(found[side].values()) == pytest.approx(1)
+        shares = (scale * texts @ pooled).softmax(0).tolist()
+        assert found[side] == pytest.approx(dict(zip(names, shares, strict=True)), rel=1e-3)
     with pytest.raises(ValueError, match="at least two"):
         ranker.rank(image, ["red circle"])
     with pytest.raises(ValueError, match=r"no \{c\}"):
         ranker.rank(image, names, "a picture")
+
+
+def test_a_clip_to_rank_with_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="'nobody/nothing' is neither a folder nor a model"):
+        Ranker("nobody/nothing")

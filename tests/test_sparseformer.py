@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModel
 import sfvlm
 from sfvlm import SparseFormerConfig, SparseFormerModel, preset, roi, sparseformer
 from sfvlm.configuration import PRESETS
-from sfvlm.sparseformer import FreshFocusing, resample_kernel
+from sfvlm.focusing import FreshFocusing
+from sfvlm.inherit import resample_kernel
 
 KINDS = ["inherited", "chosen", "fresh"]
 MOVING = ["inherited", "fresh"]  # their boxes

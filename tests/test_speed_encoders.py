@@ -1,6 +1,7 @@
 """Encoders by name share weights and count exactly; what follows from a latency follows; plots hold what the files hold."""
 
 import json
+import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -242,7 +243,8 @@ def test_rounds_have_rows_that_say_against_what(monkeypatch: pytest.MonkeyPatch)
         seconds = measures["encode_seconds"]
         assert len(seconds["values"]) == 3
         assert row["reference"]["model"] == "a"
-        assert seconds["times_less"] == pytest.approx(row["reference"]["encode_seconds"] / seconds["median"])
+        pairs = zip(row["reference"]["encode_seconds"], seconds["values"], strict=True)
+        assert seconds["times_less"] == pytest.approx(statistics.median(dense / own for dense, own in pairs))
         assert measures["encode_throughput"]["median"] == pytest.approx(2 / seconds["median"])
         assert measures["floor_share"]["median"] == pytest.approx(
             measures["floor_seconds"]["median"] / seconds["median"]
@@ -415,6 +417,13 @@ def test_models_of_both_kinds_of_file_are_matched() -> None:
         (Identity("clip-tiny", "reduce:resolution", 49), "clip-tiny/reduce:resolution@49"),
     ]
     assert left_out == ["sf49@16 (photos): no latency", "clip-tiny/reduce:average@49: no quality"]
+
+
+def test_accelerated_models_have_another_latency_and_are_left_out() -> None:
+    faster = [result_row(f"{name} +int8", "runs/sf49", 49, 0.6) for name in ("sf49@49", "sf49@36")]
+    spots, left_out = match(SPEEDS, [*RESULTS, *faster])
+    assert [spot.quality for spot in spots] == [0.9, 0.8, 0.7, 0.4]
+    assert {"sf49@49 +int8 (photos): accelerated", "sf49@36 +int8 (photos): accelerated"} <= set(left_out)
 
 
 def test_hosts_and_their_towers_are_matched() -> None:

@@ -235,6 +235,20 @@ def test_undo_restores_everything(hosts: dict[str, Path]) -> None:
         assert processor.to_dict() == settings
 
 
+def test_undo_follows_where_the_host_has_gone(hosts: dict[str, Path]) -> None:
+    model, processor = opened(hosts["llava"])
+    swapped = swap(model, processor, tiny_tower())
+    model.bfloat16().train()
+    swapped.undo()
+    assert model.model.vision_tower.training and model.model.vision_tower.dtype == torch.bfloat16
+    assert logits(model, processor).isfinite().all()
+
+    model, processor = opened(hosts["llava"])
+    dense = model.model.vision_tower.double()
+    swap(model, processor, tiny_tower()).undo()
+    assert dense.dtype == torch.float64  # finer than its projector, which has stayed as it was
+
+
 def test_projector_and_language_model_keep_their_bits(hosts: dict[str, Path]) -> None:
     model, processor = opened(hosts["llava"])
 
@@ -315,6 +329,7 @@ def test_a_process_that_has_not_imported_the_package_is_told_the_type(
         (dict(hidden_size=48, num_attention_heads=2), "tokens 32 wide, and the tower's are 48 wide"),
         (dict(image_mean=[0.5] * 3), r"with mean \(0.4815, 0.4578, 0.4082\), and the tower expects \(0.5000"),
         (dict(image_std=[0.5] * 3), r"with std \(0.2686"),
+        (dict(focusing="chosen"), "num_tokens is 49, and there are 16 patches to choose from: ask for 16 at most"),
     ],
 )
 def test_a_tower_that_does_not_fit_is_refused_with_both_numbers(

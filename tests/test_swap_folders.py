@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_hosts import KINDS, PROMPT, logits, opened, photo, tiny_tower
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoProcessor
 
 from sfvlm import SparseFormerModel
 from sfvlm.cli import run
 from sfvlm.commands.swap import SwapCommand, swap_command
+from sfvlm.sides import open_sides
 from sfvlm.swap import swap, swap_folder, undo_folder
 from sfvlm.swap_weights import bytes_hash, open_weights, parts, read_tensors
 
@@ -93,6 +94,27 @@ def test_settings_in_the_files_of_older_transformers_are_read_and_replaced(
     undo_folder(tmp_path / "out", tmp_path / "again")
     for name in ("preprocessor_config.json", "processor_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (host / name).read_bytes()
+
+
+@pytest.mark.parametrize("place", ["processor_config.json", "additional_chat_templates"])
+def test_chat_templates_stay_wherever_transformers_keeps_them(
+    place: str, hosts: dict[str, Path], tower_folder: Path, tmp_path: Path
+) -> None:
+    host = shutil.copytree(hosts["llava"], tmp_path / "host")
+    if place == "processor_config.json":
+        settings = json.loads((host / place).read_text())
+        (host / place).write_text(json.dumps(settings | {"chat_template": "{{ 'newer' }}"}))
+    else:
+        (host / place).mkdir()
+        (host / place / "short.jinja").write_text("{{ 'short' }}")
+    expected = AutoProcessor.from_pretrained(host).chat_template
+    assert expected != AutoProcessor.from_pretrained(hosts["llava"]).chat_template
+    swap_folder(host, tower_folder, tmp_path / "out")
+    undo_folder(tmp_path / "out", tmp_path / "again")
+    for folder in (tmp_path / "out", tmp_path / "again"):
+        assert AutoProcessor.from_pretrained(folder).chat_template == expected
+    both = open_sides(tmp_path / "out", device="cpu").hosts
+    assert [side.processor.chat_template for side in both.values()] == [expected] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,6 @@
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,8 +9,8 @@ from PIL import Image
 from tiny import randomize, tiny_model
 
 from sfvlm import roi
-from sfvlm.cli import COMMANDS, main
-from sfvlm.visualize import contact_sheet, draw_boxes, draw_focusing, token_color
+from sfvlm.cli import COMMANDS, main, run
+from sfvlm.visualize import contact_sheet, draw_boxes, draw_focusing, save_picture, token_color
 
 
 def test_a_box_is_drawn_where_it_is_and_nowhere_else() -> None:
@@ -70,3 +72,58 @@ def test_the_command_line_draws_and_names_what_is_unknown(tmp_path: Path, capsys
         main(["dance"])
     assert stopped.value.code == 2
     assert f"the commands are {', '.join(COMMANDS)}." in capsys.readouterr().err
+
+
+def test_a_picture_may_go_into_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "deeper" / "boxes.png"
+    save_picture(Image.new("RGB", (3, 2)), path)
+    assert Image.open(path).size == (3, 2)
+
+
+@dataclass(frozen=True)
+class Sized:
+    batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class Trained:
+    resume: bool = False
+    training: Sized = field(default_factory=Sized)
+
+
+@dataclass(frozen=True)
+class Plain:
+    pass
+
+
+LITTLE = "error: The device has too little memory"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "code", "said"),
+    [
+        (Sized, torch.OutOfMemoryError("CUDA"), 2, f"{LITTLE}: give a --batch-size under 8.\n"),
+        (Trained, torch.OutOfMemoryError("CUDA"), 2, f"{LITTLE}: give a --batch-size under 8.\n"),
+        (Plain, torch.OutOfMemoryError("CUDA"), 2, f"{LITTLE}.\n"),
+        (Trained, KeyboardInterrupt(), 130, "\nInterrupted. What was reached is saved; continue with --resume.\n"),
+        (Plain, KeyboardInterrupt(), 130, "\nInterrupted.\n"),
+    ],
+)
+def test_what_ends_a_command_is_one_sentence_with_a_way_out_that_it_has(
+    options: type[Any], error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def act(_: Any) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run(act, options, [])
+    assert stopped.value.code == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+    def act(_: Any) -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run(act, Plain, [])

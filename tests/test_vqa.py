@@ -6,6 +6,7 @@ import json
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from sfvlm.vqa_photos import SourcePhotos, check_photos
 from sfvlm.vqa_questions import OPTION_LETTER, SHORT_ANSWER, UNANSWERABLE, Question
 from sfvlm.vqa_sources import caption_questions, daquar_questions, photo_split, pope_questions, scene_questions
 
-RUN = Run("echo", "0123456789ab", 8)
+RUN = Run("echo", "0123456789ab", 8, "ba9876543210")
+MM_BENCH = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image")
 
 
 class Echo:
     """Stands in for a host: answers with the photo's width and the first word of the prompt."""
 
-    source, fingerprint = "echo", RUN.fingerprint
+    source, fingerprint, settings_fingerprint = "echo", RUN.fingerprint, RUN.settings_fingerprint
 
     def __init__(self, fails_after: int | None = None) -> None:
         self.fails_after, self.asked = fails_after, 0
@@ -175,6 +177,13 @@ def test_viz_wiz_gqa_and_science_qa_read_their_own_files(tmp_path: Path) -> None
     assert joined.answers == ("B",) and "<image>" not in joined.text and joined.text.endswith(OPTION_LETTER)
 
 
+def test_llavas_category_default_is_none(tmp_path: Path) -> None:
+    rows = [{"question_id": "17", "image": "n1.jpg", "text": "Left?" + SHORT_ANSWER, "category": "default"}]
+    known = {"17": {"imageId": "n1", "question": "Left?", "answer": "yes", "types": {"structural": "verify"}}}
+    found = questions_of("gqa", [write_lines(tmp_path / "q.jsonl", rows)], [write_json(tmp_path / "gqa.json", known)])
+    assert measure("gqa", found, ["Yes"]).numbers == {"accuracy": 1.0, "accuracy/binary": 1.0}
+
+
 def test_mme_reads_its_folder_and_llavas_file(tmp_path: Path) -> None:
     lines = [
         f"1.jpg\tIs {what} red? Please answer yes or no.\t{answer}" for what, answer in (("it", "Yes"), ("he", "No"))
@@ -191,8 +200,7 @@ def test_mme_reads_its_folder_and_llavas_file(tmp_path: Path) -> None:
     assert measure("mme", llavas, ["No", "Yes"]).value == 200
 
 
-def mm_bench_table(path: Path, rows: Sequence[Sequence[str]]) -> Path:
-    names = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image"]
+def mm_bench_table(path: Path, rows: Sequence[Sequence[str]], names: Sequence[str] = MM_BENCH) -> Path:
     path.write_text("\n".join("\t".join(row) for row in [names, *rows]))
     return path
 
@@ -212,6 +220,21 @@ def test_mm_bench_turns_the_options_and_holds_its_photos(tmp_path: Path) -> None
         ],
     )
     assert [item.question_id for item in questions_of("mmbench", [turned])] == [3, 1000003]
+
+
+def test_mm_bench_without_answers_is_only_asked(tmp_path: Path) -> None:
+    names = [name for name in MM_BENCH if name != "answer"]
+    path = mm_bench_table(tmp_path / "test.tsv", [["3", "Which?", "", "x", "y", "z", "", "logic", "3"]], names)
+    assert [item.answers for item in questions_of("mmbench", [path], needs_answers=False)] == [()] * 3
+    with pytest.raises(ValueError, match="3 of 3 questions have no right answer"):
+        questions_of("mmbench", [path])
+
+
+@pytest.mark.parametrize("answer", ["D", "BC", "b"])
+def test_mm_bench_answers_that_are_no_option_are_refused(answer: str, tmp_path: Path) -> None:
+    path = mm_bench_table(tmp_path / "mmbench.tsv", [["3", "Which?", "", "x", "y", "z", "", answer, "logic", "3"]])
+    with pytest.raises(ValueError, match=rf"Question 3 of .*mmbench\.tsv has the answer '{answer}' and 3 options"):
+        questions_of("mmbench", [path])
 
 
 def test_bad_question_files_get_one_sentence(tmp_path: Path) -> None:
@@ -319,9 +342,9 @@ def test_a_last_line_without_its_end_is_kept_if_it_is_whole(tmp_path: Path, phot
 @pytest.mark.parametrize(
     ("run_", "change", "words"),
     [
-        (Run("other", RUN.fingerprint, 8), {}, "its model_id is 'echo', this run's 'other'"),
-        (Run("echo", "ffffffffffff", 8), {}, "its fingerprint is '0123456789ab', this run's 'ffffffffffff'"),
-        (Run("echo", RUN.fingerprint, 9), {}, "its max_new_tokens is 8, this run's 9"),
+        (replace(RUN, model_id="other"), {}, "its model_id is 'echo', this run's 'other'"),
+        (replace(RUN, fingerprint="ffffffffffff"), {}, "its fingerprint is '0123456789ab', this run's 'ffffffffffff'"),
+        (replace(RUN, max_new_tokens=9), {}, "its max_new_tokens is 8, this run's 9"),
         (RUN, {"text": "other words?"}, "question 0 is not asked here, or in other words"),
     ],
 )
@@ -335,6 +358,25 @@ def test_answers_of_another_run_are_refused(
     with pytest.raises(ValueError, match=words):
         AnswerFile(path, run_, changed)
     assert path.read_bytes() == before
+
+
+def test_a_host_of_the_same_weights_with_other_settings_is_another_run(
+    tmp_path: Path, photos: Any, questions: list[Question]
+) -> None:
+    path, other = tmp_path / "a.jsonl", Echo()
+    answer(path, questions[:3], photos)
+    other.settings_fingerprint = "ffffffffffff"
+    with pytest.raises(ValueError, match="its settings_fingerprint is 'ba9876543210', this run's 'ffffffffffff'"):
+        answer(path, questions, photos, other)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        del row["metadata"]["settings_fingerprint"]  # as files were when weights alone were kept
+    write_lines(path, rows)
+    with pytest.raises(
+        ValueError, match=r"another run \(its settings_fingerprint is '', this run's 'ba98.*'\): remove the file, or"
+    ):
+        answer(path, questions, photos)
+    assert other.asked == 0
 
 
 def test_a_damaged_answer_file_is_refused(tmp_path: Path, photos: Any, questions: list[Question]) -> None:
@@ -487,6 +529,17 @@ def test_pope_negatives_follow_popes_rules(boxes: Any) -> None:
     assert all("a sink" in item.text for item in lone_oven)  # what an oven comes with most
 
 
+def test_what_is_on_every_photo_is_never_asked_for_as_absent(tmp_path: Path) -> None:
+    metas = [
+        {"boxes": [[label, 0, 0, 4, 4] for label in labels]}
+        for labels in (["person", "car"], ["person"], ["person", "dog"])
+    ]
+    found = pope_questions(open_photos(write_shard(tmp_path / "people.tar", metas)))
+    assert Counter((item.text.split()[3], item.answers[0]) for item in found) == {
+        ("person", "yes"): 3, ("car", "yes"): 1, ("car", "no"): 1, ("dog", "yes"): 1, ("dog", "no"): 1
+    }  # fmt: skip
+
+
 def test_the_sides_of_a_split_share_no_photo(boxes: Any) -> None:
     sides = [{item.image for item in pope_questions(boxes, split=side)} for side in ("train", "test")]
     assert not sides[0] & sides[1]
@@ -550,6 +603,22 @@ def test_two_models_are_compared_on_the_same_questions() -> None:
     assert metrics["difference"] == pytest.approx(-0.15) and metrics["retained"] == pytest.approx(30 / 36)
     assert metrics["worse"] == 6 and metrics["better"] == 0
     assert metrics["difference_low"] < -0.15 < metrics["difference_high"] < 0
+
+
+def test_mmes_intervals_draw_photos_within_categories() -> None:
+    asked = [
+        Question(f"{category}/{number}", f"{category}/{number}", "?", (right,), category)
+        for category, count in (("existence", 2), ("OCR", 8))
+        for number in range(count)
+        for right in ("yes", "no")
+    ]
+    good = measure("mme", asked, [item.answers[0] for item in asked])
+    metrics = result_row("mme", "m", "m", good)["metrics"]
+    assert metrics["points_low"] == metrics["points"] == metrics["points_high"] == 400
+    reader = measure("mme", asked, [item.answers[0] if item.category == "OCR" else "perhaps" for item in asked])
+    metrics = result_row("mme", "m", "m", reader, comparison=compare(good, reader))["metrics"]
+    assert metrics["difference_low"] == metrics["difference"] == metrics["difference_high"] == -200
+    assert metrics["retained_low"] == metrics["retained"] == metrics["retained_high"] == 0.5
 
 
 @pytest.fixture(scope="module")
@@ -640,6 +709,9 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(hosts: list[str], tmp_
         (["--benchmark", "nothing", "--model", hosts[0]], "There is no benchmark 'nothing'"),
         ([*pope], "Give --model for hosts"),
         ([*pope, "--model", hosts[0], "--shard", "9/8"], "--shard is '9/8'"),
+        ([*pope, "--model", hosts[0], "--batch-size", "0"], "--batch-size is 0; it must be at least 1."),
+        ([*pope, "--model", hosts[0], "--device", "gpu"], "The device 'gpu' cannot be used"),
+        (["--benchmark", "gqa", "--model", hosts[0]], "The questions of gqa come in files: give --questions."),
         ([*pope, "--answers", str(other), "--tower", "sf"], "give the host by --model"),
         (["--benchmark", "scenes", "--model", hosts[0], "--tower", "reduce:magic@4"], "There is no method 'magic'"),
         (["--benchmark", "scenes", "--model", hosts[0], "--tower", "reduce:average"], "as in reduce:average@49"),

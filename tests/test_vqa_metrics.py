@@ -404,6 +404,8 @@ def test_daquar_lists_match_in_any_order_and_have_a_constant_to_beat() -> None:
         ("the circle", "red circle", "size", False),
         ("No, to the left", "no", "position", False),
         ("", "yes", "exists", False),
+        ("Red.", "red", "default", True),  # of a kind that is unknown, the very words
+        ("It is red", "red", "default", False),
     ],
 )
 def test_scene_answers_may_be_sentences_that_name_one_answer(text: str, answer: str, kind: str, is_right: bool) -> None:
@@ -479,6 +481,18 @@ def test_intervals_draw_photos_and_not_questions() -> None:
     # The binomial's own interval, for 50 photos.
     width = 2 * 1.96 * np.sqrt(by_photo.value * (1 - by_photo.value) / 50)
     assert by_photo.high - by_photo.low == pytest.approx(width, rel=0.15)
+
+
+def test_photos_are_drawn_within_strata_and_without_them_from_all() -> None:
+    right = np.arange(50) < 20
+    drawn = np.random.default_rng(0).integers(50, size=(2000, 50))
+    expected = np.percentile(right[drawn].mean(axis=1), [2.5, 97.5])
+    names = list(range(50))
+    for strata in ((), ["one"] * 50):
+        found = mean_interval(right.astype(float), names, strata=strata)
+        assert (found.low, found.high) == pytest.approx(tuple(expected))
+    found = mean_interval(right.astype(float), names, strata=right.tolist())
+    assert found.low == found.high == pytest.approx(0.4)  # each stratum all right or all wrong
 
 
 def test_paired_differences_are_surer_than_the_scores_they_are_of() -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPModel, PreTrainedTokenizerFast, SiglipConfig, SiglipModel
@@ -40,7 +42,7 @@ from sfvlm.texts import (
     imagenet_templates,
     open_text_encoder,
 )
-from sfvlm.zeroshot import Classes, EvaluationViews, classify, encode_all, resolve_classes
+from sfvlm.zeroshot import Classes, EvaluationViews, classify, encode_all, open_evaluation_photos, resolve_classes
 
 SIX_KEYS = {"dataset", "model", "pretrained", "task", "metrics", "language"}
 HALVES = ((0.5,) * 3, (0.5,) * 3)
@@ -219,6 +221,7 @@ def test_the_text_classifier_is_open_clips(open_clip_source):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.norm(dim=0), torch.ones(21))
     assert encoder.classifier(names, templates) is encoder.classifier(names, templates)
+    assert encoder.scale == pytest.approx(model.logit_scale.exp().item())
 
 
 def test_templates_may_be_named_positional_or_functions():
@@ -241,6 +244,7 @@ def test_a_transformers_text_tower_gives_unit_features_whatever_the_batch(clip_s
     torch.testing.assert_close(encoder(texts), features, rtol=1e-4, atol=1e-5)
     one = F.normalize(alone if isinstance(alone, torch.Tensor) else alone.pooler_output, dim=-1)
     torch.testing.assert_close(encoder(["a red"]), one, rtol=1e-4, atol=1e-5)
+    assert encoder.scale == pytest.approx(clip_model.logit_scale.exp().item())
 
 
 def test_siglip_texts_are_padded_to_the_full_length_without_a_mask(tmp_path):
@@ -250,7 +254,9 @@ def test_siglip_texts_are_padded_to_the_full_length_without_a_mask(tmp_path):
         vision_config=sizes | {"image_size": 16, "patch_size": 8},
     )
     torch.manual_seed(0)
-    SiglipModel(config).save_pretrained(tmp_path)
+    model = SiglipModel(config)
+    torch.nn.init.constant_(model.logit_scale, 2.0)
+    model.save_pretrained(tmp_path)
     word_tokenizer(["a", "cat"]).save_pretrained(tmp_path)
     encoder = open_text_encoder(str(tmp_path))
     assert encoder is not None
@@ -258,6 +264,7 @@ def test_siglip_texts_are_padded_to_the_full_length_without_a_mask(tmp_path):
     assert set(tokens) == {"input_ids"}
     assert tokens["input_ids"].shape == (2, 12)
     assert encoder(["a cat"]).shape == (1, 32)
+    assert encoder.scale == pytest.approx(model.logit_scale.exp().item())
 
 
 def test_a_teacher_without_texts_has_no_text_encoder(clip_folder, clip_model, tmp_path):
@@ -279,6 +286,20 @@ def test_folders_named_by_wordnet_ids_are_imagenet_classes():
     assert resolve_classes(None, Classes(), None) == (imagenet_names(), None)
     with pytest.raises(ValueError, match=r"2 classes, the teacher's classifier 1000.*--class-indices"):
         resolve_classes(("cat", "dog"), Classes(), 1000)
+
+
+def test_as_many_names_as_folders_are_theirs_whatever_the_folders_are_called():
+    folders, given = ("n01440764", "n03417042", "n02102040"), Classes(names=("fish", "pump", "dog"))
+    assert resolve_classes(folders, given, None) == (given.names, None)
+    assert resolve_classes(folders, given, 1000) == (None, (0, 569, 217))  # the teacher has a classifier of its own
+    assert resolve_classes(folders, Classes(names=imagenet_names()), None) == (imagenet_names(), (0, 569, 217))
+
+
+def test_without_timm_wordnet_ids_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm.data.imagenet_info", None)
+    assert imagenet_indices(("cat",)) is None
+    with pytest.raises(ValueError, match=r"need timm: pip install 'sfvlm\[eval\]'\.$"):
+        imagenet_indices(("n01440764",))
 
 
 def test_labels_may_stand_for_some_classes_of_a_classifier():
@@ -319,6 +340,18 @@ def test_broken_photos_are_skipped_and_listed(clip_folder, class_folders):
     assert found.pooled.shape == (20, 24)
     assert [skip["key"].endswith("broken.png") for skip in found.skipped] == [True]
     assert torch.equal(found.pooled, encode_all(teacher.model, views, HALVES, batch_size=6, workers=1).pooled)
+
+
+def test_photos_beside_class_folders_are_kept_and_no_photo_has_a_label_then(tmp_path):
+    for name in ("red/0.png", "blue/1.png", "loose.png"):
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    photos = open_evaluation_photos(str(tmp_path / "set"))
+    assert [photo.label for photo in photos] == [None] * 3 and photos.class_names is None
+    (tmp_path / "set" / "loose.png").unlink()
+    photos = open_evaluation_photos(str(tmp_path / "set"))
+    assert [photo.label for photo in photos] == [0, 1] and photos.class_names == ("blue", "red")
 
 
 def test_a_limit_takes_photos_from_all_over():
@@ -433,6 +466,7 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(
         (["--model", tmp_path / "orphan", "--data", photo_folder], "cannot be opened"),
         (["--model", student, "--data"], "give --data"),
         (["--data", photo_folder], "give --model, --teacher or both"),
+        ([*folders, "--device", "gpu"], "The device 'gpu' cannot be used"),
         ([*folders, "--class-names", names], r"labels go from 0 to \d+, but the classifier has 2 classes"),
         ([*folders, "--class-indices", "1,two"], "must be numbers and commas"),
         ([*folders, "--out", tmp_path / "results"], "must end in .json"),

@@ -242,13 +242,17 @@ def test_a_name_whose_weights_are_not_installed_says_so(tmp_path: Path, monkeypa
         resolve("llava-tiny")
 
 
-def test_the_listing_has_every_name(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_listing_has_every_name_and_fetching_one_gives_a_folder(
+    weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     zoo_command(ZooCommand())
     lines = capsys.readouterr().out.splitlines()[2:]
     assert [line.split(" | ")[0].lstrip("| ") for line in lines] == list(ZOO)
     assert "in the package, 0." in lines[0] and "not installed" in lines[2]
     zoo_command(ZooCommand("clip-tiny"))
     assert capsys.readouterr().out.strip() == str(weights / "clip-tiny")
+    with pytest.raises(ValueError, match="'nobody/nothing' is neither a folder nor a model"):
+        zoo_command(ZooCommand("nobody/nothing"))
 
 
 def test_a_cache_folder_that_cannot_be_made_is_one_sentence(

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from sfvlm.decode import UnreadablePhoto
+from sfvlm.images import names_hash
 from sfvlm.scene_texts import CLASS_NAMES, COLORS, SHAPES, class_prompt
 from sfvlm.teachers import Teacher, open_teacher
 from sfvlm.texts import fill, imagenet_names, imagenet_templates
@@ -34,7 +35,7 @@ from sfvlm.views import EpochSampler, Selection, evaluation_view, normalize, tra
 from .clip_model import image_processor, new_clip, train_tokenizer
 from .llava_model import LAYER
 from .loop import Stage, train
-from .sources import PHOTOS, SCENES, VISION_TRANSFORMER, CenterViews, Data, RecipeOptions, fingerprint, scenes_of
+from .sources import PHOTOS, SCENES, VISION_TRANSFORMER, CenterViews, Data, RecipeOptions, scenes_of
 
 HALF = (0.5, 0.5, 0.5)
 THINGS = (*SHAPES, *"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -103,9 +104,10 @@ class Features:
 def photo_features(teacher: Teacher, photos: Selection, options: ClipOptions, device: torch.device) -> Features:
     """One pass over the photos, kept in `out/features.npz`."""
     file = options.out / "features.npz"
-    key = f"{teacher.sha256} {fingerprint(photos)}"
+    key = f"{teacher.sha256} {names_hash(photos)}"
     described = options.out / "features.json"
     if not (described.exists() and json.loads(described.read_text())["key"] == key):
+        described.unlink(missing_ok=True)  # what it describes is about to change
         model = teacher.model.to(device).eval()
         pooled, guesses, captions, labels = [], [], [], []
         loader = DataLoader(CenterViews(photos), 64, num_workers=options.workers, collate_fn=list)

@@ -6,8 +6,9 @@
     scenes      everything that can be asked of scenes
     both        and of all photos
 
-The patches' words stay a second loss to the end. A language model this small, new and briefly trained finds no use for
-patches it cannot read: it learns which colours there are, and not which one it is looking at.
+The patches' words stay a second loss to the end, and what was said of photos a third: some patch should say it. A language
+model this small, new and briefly trained finds no use for patches it cannot read: it learns which colours there are, and
+not which one it is looking at.
 
 A photo's questions share one sequence: each sees the photo and itself, not the others, so that the photo, most of the
 tokens, is read once for all of them. Every fourth photo is a conversation instead, in which later turns see earlier ones.
@@ -15,6 +16,7 @@ tokens, is read once for all of them. Every fourth photo is a conversation inste
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -31,19 +33,30 @@ from transformers import CLIPModel, LlavaForConditionalGeneration, PreTrainedTok
 
 from sfvlm.decode import Photo
 from sfvlm.files import replacing
+from sfvlm.images import names_hash
 from sfvlm.views import EpochSampler, Selection, normalize
 
 from .clip import HALF
 from .llava_model import IMAGE, LAYER, new_llava, new_processor, train_tokenizer
 from .loop import Stage, train
-from .patch_words import object_words, word_loss
-from .questions import Turn, photo_turns, scene_facts, scene_objects, scene_turns
-from .sources import IMAGENETTE, LLAVA_SCENES, TALKED_OF, CenterViews, Data, RecipeOptions, fingerprint
+from .patch_words import NO_WORD, object_words, photo_word_loss, word_loss
+from .questions import (
+    Turn,
+    photo_turns,
+    scene_facts,
+    scene_objects,
+    scene_turns,
+    shares_shown,
+    source_of,
+    telling_words,
+)
+from .sources import IMAGENETTE, LLAVA_SCENES, TALKED_OF, CenterViews, Data, RecipeOptions
 
 NO_LABEL = -100
 LAID_OUT = ("ids", "labels", "turn", "positions", "weights")
 # How often an epoch shows the photos of the small shards, by the start of their names.
 REPEATS = {"daquar": 4, "coco": 4}
+PHOTO_WORDS_WEIGHT = 0.2
 
 
 @dataclass(frozen=True)
@@ -60,10 +73,25 @@ class LlavaOptions(RecipeOptions):
     """Steps of projector and language model on short sentences about scenes."""
     scene_steps: int = 500
     """Steps on all questions about scenes."""
-    both_steps: int = 600
+    both_steps: int = 3300
     """Steps on all photos."""
     batch: int = 16
     """Photos a step; half as many where each is asked three times as much."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a stage of training shows, and how it asks."""
+
+    stage: Stage
+    shown: list[int]
+    """Photos of an epoch, by number; some more than once."""
+    batch: int
+    """Photos a step."""
+    turns: Callable[..., list[Turn]] | None = None
+    """(photo, generator=) -> turns; none where the patches alone are named."""
+    prompt: str = "{} ASSISTANT:"
+    """How a question is written in front of its answer."""
 
 
 def build_llava(options: LlavaOptions) -> Path:
@@ -81,19 +109,19 @@ def build_llava(options: LlavaOptions) -> Path:
     language, projector = "llava.model.language_model", "llava.model.multi_modal_projector"
     everything = [index for index, photo in enumerate(said) for _ in range(_repeats(photo))]
     scenes = [index for index, photo in enumerate(said) if "objects" in photo.meta]
-    whole = partial(photo_turns, class_names=IMAGENETTE)
+    whole = partial(photo_turns, class_names=IMAGENETTE, shown=shares_shown(said))
     together = {projector: 1e-3, language: 1e-3}
     batch = options.batch
-    stages = (
-        (Stage("projector", options.projector_steps, {projector: 2e-3}), scenes, None, 2 * batch),
-        (Stage("facts", options.facts_steps, together), scenes, scene_facts, batch // 2),
-        (Stage("scenes", options.scene_steps, together), scenes, partial(scene_turns, draws=4), batch // 2),
-        (Stage("both", options.both_steps, together), everything, whole, batch),
+    lessons = (
+        Lesson(Stage("projector", options.projector_steps, {projector: 2e-3}), scenes, 2 * batch),
+        Lesson(Stage("facts", options.facts_steps, together), scenes, batch // 2, scene_facts, "{}"),
+        Lesson(Stage("scenes", options.scene_steps, together), scenes, batch // 2, partial(scene_turns, draws=4)),
+        Lesson(Stage("both", options.both_steps, together), everything, batch, whole),
     )
-    for stage, shown, turns, batch_size in stages:
-        examples = Conversations(tokens, said, shown, turns, tokenizer, options.seed)
-        batches = partial(conversation_batches, examples, batch_size, options, stage.name)
-        train(stage, learner, batches, learner.loss, options.out, device)
+    for lesson in lessons:
+        examples = Conversations(tokens, said, lesson, tokenizer, options.seed)
+        batches = partial(conversation_batches, examples, lesson.batch, options, lesson.stage.name)
+        train(lesson.stage, learner, batches, learner.loss, options.out, device)
     folder = options.out / "model"
     llava.half().float().save_pretrained(folder)  # as it will be shipped
     new_processor(tokenizer, clip.config.vision_config.patch_size).save_pretrained(folder)
@@ -104,7 +132,10 @@ def _tokenizer(said: list[Photo], options: LlavaOptions) -> Any:
     """Trained on what will be asked and answered; a run that continues keeps its own."""
     folder = options.out / "tokenizer"
     if not folder.exists():
-        drawn = (photo_turns(photo, IMAGENETTE, random.Random(f"words {n}"), most=20) for n, photo in enumerate(said))
+        shown = shares_shown(said)
+        drawn = (
+            photo_turns(photo, IMAGENETTE, shown, random.Random(f"words {n}"), most=20) for n, photo in enumerate(said)
+        )
         texts = [f"USER: {question} ASSISTANT: {answer}" for turns in drawn for question, answer in turns]
         with replacing(folder) as temporary:
             train_tokenizer(texts, options.vocabulary).save_pretrained(temporary)
@@ -112,7 +143,7 @@ def _tokenizer(said: list[Photo], options: LlavaOptions) -> Any:
 
 
 def _repeats(photo: Photo) -> int:
-    return REPEATS.get(photo.key.partition("-")[0], 1)
+    return REPEATS.get(source_of(photo), 1)
 
 
 @torch.no_grad()
@@ -124,8 +155,9 @@ def photo_tokens(
     patches = (vision.image_size // vision.patch_size) ** 2
     file, described = options.out / "tokens.npy", options.out / "photos.json"
     checksum = float(sum(tensor.double().sum() for tensor in clip.vision_model.state_dict().values()))
-    key = f"{checksum:.6f} {fingerprint(photos)}"
+    key = f"{checksum:.6f} {names_hash(photos)}"
     if not (described.exists() and json.loads(described.read_text())["key"] == key):
+        described.unlink(missing_ok=True)  # what it describes is about to change
         tower = clip.vision_model.to(device).eval()
         shape = (len(photos), patches, vision.hidden_size)
         tokens = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
@@ -149,38 +181,41 @@ class Conversations(Dataset[dict[str, Tensor]]):
 
     ids (T,), labels (T,) at the positions that are to be predicted, the turn each position belongs to (T,; 0 for what all
     share), positions (T,) and the weight of each label (T,), unless there are no turns; and the photo's patch tokens
-    (patches, D), and the ids of the words for what stands at each patch (patches, W).
+    (patches, D), the ids of the words for what stands at each patch (patches, W), and those of what was said of the photo (S,)
+    with their shares (S,): the rarer a word among the photos, the greater.
     """
 
     def __init__(
         self,
         tokens: np.ndarray,
         photos: list[Photo],
-        shown: list[int],
-        turns: Callable[..., list[Turn]] | None,
+        lesson: Lesson,
         tokenizer: PreTrainedTokenizerFast,
         seed: int,
     ) -> None:
-        self.tokens, self.photos, self.shown, self.turns, self.seed = tokens, photos, shown, turns, seed
+        self.tokens, self.photos, self.lesson, self.seed = tokens, photos, lesson, seed
         self.tokenizer = tokenizer
-        self.asks = turns is not scene_facts
+        self.said = {index: self._telling_ids(photos[index]) for index in {*lesson.shown}}
+        self.counts = Counter(word for words in self.said.values() for word in words)
         image = [tokenizer.convert_tokens_to_ids(IMAGE)] * tokens.shape[1]
         self.shared = [tokenizer.bos_token_id, *self._ids("USER: "), *image, *self._ids("\n")]
 
     def __len__(self) -> int:
-        return len(self.shown)
+        return len(self.lesson.shown)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Tensor]:
         epoch, place = item
-        index = self.shown[place]
+        index = self.lesson.shown[place]
         photo = self.photos[index]
         found = {
             "tokens": torch.from_numpy(self.tokens[index].astype(np.float32)),
             "words": object_words(scene_objects(photo), len(self.tokens[index]), self._ids),
+            "said": torch.tensor(self.said[index], dtype=torch.long),
+            "shares": torch.tensor(self._shares(self.said[index])),
         }
-        if self.turns is not None:
+        if self.lesson.turns is not None:
             generator = random.Random(f"{self.seed} {epoch} {place}")
-            laid = self._lay_out(self.turns(photo, generator=generator), together=generator.random() < 0.25)
+            laid = self._lay_out(self.lesson.turns(photo, generator=generator), together=generator.random() < 0.25)
             found |= {name: torch.tensor(values) for name, values in zip(LAID_OUT, laid, strict=True)}
         return found
 
@@ -190,7 +225,7 @@ class Conversations(Dataset[dict[str, Tensor]]):
         positions, weights = list(range(shared)), [0.0] * shared
         for number, (question, answer) in enumerate(turns, start=1):
             opening = "USER: " if together and number > 1 else ""
-            asked = self._ids(f"{opening}{question} ASSISTANT:" if self.asks else question)
+            asked = self._ids(opening + self.lesson.prompt.format(question))
             answered = [*self._ids(f" {answer}"), self.tokenizer.eos_token_id]
             begin = len(ids) if together else shared
             ids += asked + answered
@@ -199,6 +234,14 @@ class Conversations(Dataset[dict[str, Tensor]]):
             positions += range(begin, begin + len(asked) + len(answered))
             weights += [0.0] * len(asked) + [len(answered) ** -0.5] * len(answered)  # a caption is not ten answers
         return ids, labels, turn_of, positions, weights  # type: ignore[return-value]
+
+    def _telling_ids(self, photo: Photo) -> list[int]:
+        """Of the first token of each word: most words are one."""
+        return sorted({self._ids(f" {word}")[0] for word in telling_words(photo, IMAGENETTE)})
+
+    def _shares(self, words: list[int]) -> list[float]:
+        shares = [self.counts[word] ** -0.5 for word in words]
+        return [share / sum(shares) for share in shares]
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -215,7 +258,7 @@ def conversation_batches(
 
 
 def _collate(items: list[dict[str, Tensor]], pad: int) -> dict[str, Tensor]:
-    fills = {"ids": pad, "labels": NO_LABEL, "turn": -1, "positions": 0, "weights": 0.0}
+    fills = {"ids": pad, "labels": NO_LABEL, "turn": -1, "positions": 0, "weights": 0.0, "said": NO_WORD, "shares": 0.0}
     return {
         name: nn.utils.rnn.pad_sequence([item[name] for item in items], batch_first=True, padding_value=fills[name])
         if name in fills
@@ -225,7 +268,7 @@ def _collate(items: list[dict[str, Tensor]], pad: int) -> dict[str, Tensor]:
 
 
 class LlavaLearner(nn.Module):
-    """The LLaVA with its losses: the words of the patches, and the answers' next tokens."""
+    """The LLaVA with its losses: the words of the patches and of the photos, and the answers' next tokens."""
 
     def __init__(self, llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
@@ -235,7 +278,11 @@ class LlavaLearner(nn.Module):
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         model: Any = self.llava.model
         seen = model.multi_modal_projector(batch["tokens"])
-        losses = {"words": word_loss(seen, batch["words"], model.get_input_embeddings().weight)}
+        embeddings = model.get_input_embeddings().weight
+        losses = {"words": word_loss(seen, batch["words"], embeddings)}
+        if (batch["said"] != NO_WORD).any():
+            said = photo_word_loss(seen, batch["said"], batch["shares"], embeddings)
+            losses["photo_words"] = PHOTO_WORDS_WEIGHT * said
         return losses | ({"answers": self._answer_loss(batch, seen)} if "ids" in batch else {})
 
     def _answer_loss(self, batch: dict[str, Tensor], seen: Tensor) -> Tensor:

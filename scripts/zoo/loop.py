@@ -3,14 +3,14 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sfvlm.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from sfvlm.checkpoints import differences, list_checkpoints, load_checkpoint, save_checkpoint
 from sfvlm.optimization import rate_at
 
 
@@ -45,16 +45,19 @@ def train(
         device: Where the batches go.
 
     Raises:
-        ValueError: The loss is not finite.
+        ValueError: The loss is not finite, or the checkpoint is of a stage with other settings.
     """
     groups = _groups(model, stage)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     peaks = [group["lr"] for group in optimizer.param_groups]
     folder = out / "checkpoints" / stage.name
+    recipe = {"stage": {name: value for name, value in asdict(stage).items() if name != "save_every"}}
     step = 0
     checkpoints = list_checkpoints(folder)
     if checkpoints:
-        tensors, state, _ = load_checkpoint(checkpoints[-1], device)
+        tensors, state, then = load_checkpoint(checkpoints[-1], device)
+        if changes := differences(recipe | then, recipe):
+            raise ValueError(f"{checkpoints[-1]} is of another recipe ({changes}): give another --out, or remove it.")
         model.load_state_dict(tensors["model"])
         optimizer.load_state_dict(state)
         step = int(checkpoints[-1].name.rpartition("-")[2])
@@ -83,7 +86,7 @@ def train(
                 log.flush()
                 bar.set_postfix(values, refresh=False)
             if step % stage.save_every == 0 or step == stage.steps:
-                save_checkpoint(folder, step, {"model": model.state_dict()}, optimizer.state_dict(), {}, keep=1)
+                save_checkpoint(folder, step, {"model": model.state_dict()}, optimizer.state_dict(), recipe, keep=1)
             if step == stage.steps:
                 break
     model.eval()

@@ -1,4 +1,8 @@
-"""The words for what stands at each patch of a rendered scene, and the loss that draws the projected patches to them."""
+"""The words that belong to patches, and the losses that draw the projected patches to them.
+
+Of a rendered scene it is known what stands at each patch. Of a photo it is known what people said of it, and not where that
+is: some patch should say it.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -64,3 +68,24 @@ def word_loss(seen: Tensor, words: Tensor, embeddings: Tensor) -> Tensor:
     log_shares = (SCALE * cosines).log_softmax(-1).gather(1, words.clamp(min=0))
     losses = -(log_shares * there).sum(-1) / there.sum(-1)
     return losses.sum() / named.sum().clamp(min=1)
+
+
+def photo_word_loss(seen: Tensor, said: Tensor, shares: Tensor, embeddings: Tensor) -> Tensor:
+    """Cross-entropy of what the patches of a photo say, softly the most any of them does, against what was said of it.
+
+    Multiple-instance learning: the photo is a bag of patches, the label is the bag's (Ilse et al., arXiv 1802.04712, section 2).
+
+    Args:
+        seen: (B, patches, width) projected.
+        said: (B, S) word ids, NO_WORD where there is none.
+        shares: (B, S) of the target each word has; of a photo of which something was said they sum to one.
+        embeddings: (vocabulary, width).
+
+    Returns:
+        (): Zero where nothing was said of any photo.
+    """
+    told = (said != NO_WORD).any(-1)
+    said, shares = said[told], shares[told]
+    cosines = F.normalize(seen[told], dim=-1) @ F.normalize(embeddings, dim=-1).T  # (N, patches, vocabulary)
+    log_shares = (SCALE * cosines).logsumexp(1).log_softmax(-1).gather(1, said.clamp(min=0))
+    return -(log_shares * shares).sum() / told.sum().clamp(min=1)

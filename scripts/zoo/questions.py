@@ -7,7 +7,7 @@ and whatever its source knows. A short answer is asked for in the words LLaVA-1.
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -56,6 +56,7 @@ SAYS = {
     "bird": "bird birds seagull duck ducks".split(),
     "couch": "couch sofa".split(),
     "frisbee": "frisbee".split(),
+    "orange": ["oranges"],  # else the colour
 }
 NATURE = (
     "grass",
@@ -72,12 +73,12 @@ NATURE = (
     "swimming pool",
     "fence",
 )
-# What photos of people, rooms and streets show most: the absent things that are hard to rule out.
-COMMON = (
-    "person", "dog", "car", "bicycle", "chair", "dining table", "cup", "bottle", "bench", "bowl", "book", "truck", "couch",
-    "umbrella", "backpack", "bird", "horse", "cat", "sports ball", "boat", "handbag", "surfboard", "skateboard", "tv",
-    *NATURE,
-)  # fmt: skip
+# Words of captions that name nothing to be seen.
+FUNCTION_WORDS = frozenset(
+    "a an the of in on at to and or is are be by with from for as it its his her their them they there this that while one two "
+    "three some several up down out over under near next into onto off another other through across who which has have having "
+    "front side top image photo picture".split()
+)
 
 
 def scene_objects(photo: Photo) -> list[SceneObject]:
@@ -133,17 +134,24 @@ def list_objects(objects: Sequence[SceneObject], order: str) -> Turn:
     return f"List the objects from {order}.", ", ".join(named)
 
 
-def photo_turns(photo: Photo, class_names: Sequence[str], generator: random.Random, most: int = 10) -> list[Turn]:
+def photo_turns(
+    photo: Photo,
+    class_names: Sequence[str],
+    shown: Mapping[str, Mapping[str, float]],
+    generator: random.Random,
+    most: int = 12,
+) -> list[Turn]:
     """Turns about one photo, in random order.
 
     Args:
         photo: From one of the training sources.
         class_names: Label -> name, for photos with a label.
+        shown: Source -> name of a thing -> share of the photos that show it, as `shares_shown` counts them.
         generator: Decides which.
         most: Turns at most.
     """
     if "objects" in photo.meta:
-        return scene_turns(photo, generator, draws=2, most=most)
+        return scene_turns(photo, generator, draws=3, most=most)
     turns: list[Turn] = []
     if photo.label is not None:
         name = class_names[photo.label]
@@ -155,24 +163,50 @@ def photo_turns(photo: Photo, class_names: Sequence[str], generator: random.Rand
         turns += [(daquar_words(question), answer.replace("_", " ")) for question, answer in photo.meta.get("qa", ())]
     for caption in generator.sample(photo.captions, min(3, len(photo.captions))):
         turns.append((generator.choice(CAPTION_PROMPTS), clean_caption(caption)))
-    boxes = [box[0] for box in photo.meta.get("boxes", ())]
-    if boxes or photo.captions:
-        present = sorted({*boxes} or named_things(photo.captions))
-        turns += existence_turns(present, generator, 6, caption_words(photo.captions))
+    if things := things_shown(photo):
+        turns += existence_turns(things, shown[source_of(photo)], generator, caption_words(photo.captions))
     return _drawn(turns, generator, most)
 
 
-def existence_turns(present: Sequence[str], generator: random.Random, count: int, words: set[str]) -> list[Turn]:
-    """As many yes as no: things that are there, and things that are not and often are where these are."""
+def things_shown(photo: Photo) -> list[str]:
+    """The things of its boxes or, without boxes, of its captions."""
+    return sorted({box[0] for box in photo.meta.get("boxes", ())} or named_things(photo.captions))
+
+
+def source_of(photo: Photo) -> str:
+    """The start of its shard's name: coco, flickr8k and so on."""
+    return photo.key.partition("-")[0]
+
+
+def shares_shown(photos: Iterable[Photo]) -> dict[str, dict[str, float]]:
+    """Source -> name of a thing -> share of the source's photos, of those with boxes or captions, that show it.
+
+    By source, because kitchens come from one and beaches from another: which one a photo is from would tell what it shows.
+    """
+    told: dict[str, list[list[str]]] = {}
+    for photo in photos:
+        if "objects" not in photo.meta and (things := things_shown(photo)):
+            told.setdefault(source_of(photo), []).append(things)
+    counts = {source: Counter(name for things in each for name in things) for source, each in told.items()}
+    return {
+        source: {name: count / len(told[source]) for name, count in found.items()} for source, found in counts.items()
+    }
+
+
+def existence_turns(
+    present: Sequence[str], shown: Mapping[str, float], generator: random.Random, words: set[str]
+) -> list[Turn]:
+    """Yes for things that are there, no for others: over all photos each thing as often with one answer as with the other.
+
+    A thing that a share s of all photos show is asked for with a chance of 1 - s where it is there, and of s where it is not. Asked
+    for alike, "person" would mean yes and "toaster" no, whatever the photo shows.
+    """
     turns: list[Turn] = []
-    absent = [name for name in (*COCO_NAMES, *NATURE) if name not in present and not words.intersection(_forms(name))]
-    yes = generator.sample(list(present), min(count // 2, len(present)))
-    for name in yes:
-        turns.append((exists(name, generator), "yes"))
-    common = [name for name in COMMON if name in absent]
-    for number in range(len(yes)):
-        pool = common if common and number % 3 else absent
-        turns.append((exists(generator.choice(pool), generator), "no"))
+    for name in shown:
+        there = name in present
+        chance = 1 - shown[name] if there else shown[name]
+        if generator.random() < chance and (there or not words.intersection(_forms(name))):
+            turns.append((exists(name, generator), "yes" if there else "no"))
     return turns
 
 
@@ -199,6 +233,18 @@ def caption_words(captions: Iterable[str]) -> set[str]:
 
 def _forms(name: str) -> Sequence[str]:
     return SAYS.get(name, [name, f"{name}s", f"{name}es"])
+
+
+def telling_words(photo: Photo, class_names: Sequence[str]) -> list[str]:
+    """The words that were said of a photo and name something in it; nothing of a scene, whose patches are named one by one."""
+    if "objects" in photo.meta:
+        return []
+    said = [*photo.captions, *(box[0] for box in photo.meta.get("boxes", ()))]
+    if photo.label is not None:
+        said.append(class_names[photo.label])
+    else:
+        said += [answer for _, answer in photo.meta.get("qa", ())]
+    return sorted({word for text in said for word in re.findall(r"[a-z]+", text.lower())} - FUNCTION_WORDS)
 
 
 def clean_caption(text: str) -> str:

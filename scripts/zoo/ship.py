@@ -1,9 +1,11 @@
 """Puts trained models into the package, in half precision, each with its card."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfvlm.files import write_text
 from sfvlm.packing import store_half, store_without_tower
 from sfvlm.zoo import WEIGHTS, shipped
 
@@ -23,6 +25,13 @@ class ShipOptions:
     """Folder of the SparseFormer bootstrapped from it."""
 
 
+def name_without_folders(described: Path) -> None:
+    """The photos a `bootstrap.json` names, by their files alone: where they lay is nobody's business."""
+    facts = json.loads(described.read_text(encoding="utf-8"))
+    facts["photos"] = [source.rpartition("/")[2] for source in facts["photos"]]
+    write_text(described, json.dumps(facts, indent=1) + "\n")
+
+
 def ship(options: ShipOptions) -> None:
     """Stores the given models and their cards.
 
@@ -38,6 +47,7 @@ def ship(options: ShipOptions) -> None:
         stored.append("llava-tiny")
     if options.sparseformer is not None:
         store_half(options.sparseformer, WEIGHTS / "sparseformer-tiny-49")
+        name_without_folders(WEIGHTS / "sparseformer-tiny-49" / "bootstrap.json")
         stored.append("sparseformer-tiny-49")
     for name in stored:
         shutil.copyfile(CARDS / f"{name}.md", WEIGHTS / name / "README.md")

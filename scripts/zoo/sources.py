@@ -4,7 +4,6 @@ One folder holds the shards: Flickr8k with captions, Imagenette, COCO with boxes
 and the ImageNet vision transformer that everything starts from. Rendered scenes need no file.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,11 +65,6 @@ def is_held_out(key: str) -> bool:
     """Whether a photo is kept for measuring: a property of its shard and name alone."""
     every = HELD_OUT.get(key.partition(":")[0])
     return every is not None and photo_split(key, every) == "test"
-
-
-def fingerprint(photos: Selection) -> str:
-    """A hash of which photos these are, and in which order."""
-    return hashlib.sha256("\n".join(photos.key(index) for index in range(len(photos))).encode()).hexdigest()
 
 
 def scenes_of(photos: Photos | Selection, index: int) -> bool:

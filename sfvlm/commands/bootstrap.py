@@ -1,20 +1,24 @@
 """The command that makes a SparseFormer from a teacher and photos."""
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import tyro
 
-from ..alignment import FOR_HOST
+from ..alignment import for_host
 from ..bootstrap import bootstrap
 from ..bootstrap_options import BootstrapOptions
 from ..chat import open_host
 from ..cli import say
-from ..configuration import Focusing
+from ..configuration import Focusing, SparseFormerConfig
+from ..export import open_student
 from ..images import open_photos
-from ..inherit import inherit, student_config
-from ..teachers import open_teacher
+from ..inherit import check_descent, inherit, student_config, take_over
+from ..teachers import Teacher, open_teacher
+from ..zoo import resolve
 
 
 def _first_run() -> BootstrapOptions:
@@ -36,6 +40,9 @@ class BootstrapCommand:
     """Folders, tar shards (globs and braces too), Hugging Face datasets on disk, or scenes:COUNT for rendered ones."""
     out: Path = Path("runs/quickstart")
     """Folder to write; also holds checkpoints and metrics along the way."""
+    start_from: Path | None = None
+    """SparseFormer folder to train on, such as for another host with the same tower; its architecture counts then, and not the
+    flags. Default: the teacher's own weights."""
     num_tokens: int = 49
     """Budget: tokens a photo becomes."""
     focusing: Focusing = "inherited"
@@ -62,23 +69,23 @@ def bootstrap_command(command: BootstrapCommand) -> None:
     """Opens the teacher and the photos, builds the student, trains it, and says where it is."""
     teacher = open_teacher(command.teacher or command.host or "clip-tiny")
     photos = open_photos(command.photos)
-    given = {name: getattr(command, name) for name in ("coarse_blocks", "box_zoom", "glimpse_size", "image_size")}
-    config = student_config(
-        teacher.config,
-        focusing=command.focusing,
-        num_tokens=command.num_tokens,
-        truncate=command.truncate,
-        **{name: value for name, value in given.items() if value is not None},
-    )
+    earlier = None if command.start_from is None else open_student(resolve(command.start_from)).float()
+    if earlier is None:
+        config = _student_config(command, teacher)
+    else:
+        check_descent(earlier.config, teacher, str(command.start_from))
+        config = earlier.config
+        config.aligned_layers = None  # a host sets its own
     student, report = inherit(teacher, config, command.tuned_blocks, command.training.seed)
+    if earlier is not None:
+        report = take_over(student, report, earlier, str(command.start_from))
     say(f"{len(photos)} photos; teacher of {teacher.config.num_tokens} tokens, student of {config.num_tokens}.")
     say(report.summary())
     options, host = command.training, None
     if command.host is not None:
-        device = "cpu" if options.cpu else None
-        host = open_host(command.host, device=device)
+        host = open_host(command.host, **_place_of_host(options))
         if not options.objective.needs_host:
-            options = replace(options, objective=FOR_HOST)
+            options = replace(options, objective=for_host(options.objective))
     result = bootstrap(teacher, student, report, photos, command.out, options, host=host, resume=command.resume)
     say(", ".join(f"{name} {value:.4f}" for name, value in result.items()))
     if command.host is None:
@@ -89,3 +96,22 @@ def bootstrap_command(command: BootstrapCommand) -> None:
         say(
             f"Wrote {command.out}. Use it: python scripts/swap_llava_tower.py --host {command.host} --tower {command.out}"
         )
+
+
+def _place_of_host(options: BootstrapOptions) -> dict[str, Any]:
+    """Each process has its own GPU; and what half of 16 bits rounds to zero, bfloat16 does not."""
+    if options.cpu or not torch.cuda.is_available():
+        return {"device": "cpu"}
+    dtype = "bfloat16" if torch.cuda.is_bf16_supported() else None
+    return {"device": f"cuda:{os.environ.get('LOCAL_RANK', '0')}", "dtype": dtype}
+
+
+def _student_config(command: BootstrapCommand, teacher: Teacher) -> SparseFormerConfig:
+    given = {name: getattr(command, name) for name in ("coarse_blocks", "box_zoom", "glimpse_size", "image_size")}
+    return student_config(
+        teacher.config,
+        focusing=command.focusing,
+        num_tokens=command.num_tokens,
+        truncate=command.truncate,
+        **{name: value for name, value in given.items() if value is not None},
+    )

@@ -15,6 +15,7 @@ from PIL import Image
 from ..accelerate import check_possible
 from ..chat import check_host, open_host
 from ..cli import say
+from ..devices import usable_device
 from ..images import Photos, open_photos, readable
 from ..results import short_names
 from ..speed import Row, cost_table, machine, write_costs
@@ -183,12 +184,7 @@ def _check(command: SpeedCommand) -> torch.device:
         check_host(source)
     for name in _encoder_names(command):
         encoder_name(name)
-    try:
-        device = torch.device(command.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"The device {command.device!r} cannot be used: {reason}") from error
+    device = usable_device(command.device)
     for how in command.accelerate:
         check_possible(how, device)
     return device

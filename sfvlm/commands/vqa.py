@@ -13,6 +13,7 @@ import torch
 from ..chat import Host, check_host, open_host
 from ..cli import say
 from ..decode import UnreadablePhoto
+from ..devices import usable_device
 from ..images import open_photos
 from ..reduce import REDUCE, reduce_host
 from ..reduce_methods import method_named
@@ -129,6 +130,9 @@ def _check(command: VqaCommand) -> Shard | None:
         split_tower(tower)
     if (command.shard is not None or command.only_ask) and (command.out is None or command.answers):
         raise ValueError("--shard and --only-ask need --model, and --out for a place to keep the answers.")
+    if command.batch_size < 1:
+        raise ValueError(f"--batch-size is {command.batch_size}; it must be at least 1.")
+    usable_device(command.device)
     shard = None if command.shard is None else Shard.parse(command.shard)
     for source in command.model:
         check_host(source)
@@ -141,6 +145,8 @@ def _questions(command: VqaCommand) -> tuple[list[Question], NamedPhotos | None]
     if name == "scenes" and not sources:
         sources = [f"scenes:500:{SCENE_TEST_SEED}"]
     is_made = not command.questions and benchmark_named(name).make is not None
+    if not is_made and not command.questions:
+        raise ValueError(f"The questions of {name} come in files: give --questions.")
     if name == "mmbench" and command.questions and not sources:
         photos: NamedPhotos | None = TablePhotos(command.questions[0])
     elif sources:

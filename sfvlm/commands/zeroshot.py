@@ -7,12 +7,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from ..accelerate import example_pixels
 from ..cli import say
 from ..controls import cost, make_controls
+from ..devices import usable_device
 from ..export import open_student
 from ..results import check_json, short_names, table, write_results
 from ..sparseformer import SparseFormerModel
@@ -73,6 +73,7 @@ class ZeroShotCommand:
 def zeroshot_command(command: ZeroShotCommand) -> None:
     """Opens the models, measures them on each source, prints a table for it, and writes the results."""
     check_json(command.out)
+    device = str(usable_device(command.device))
     if not command.data:
         raise ValueError("There are no photos to measure on: give --data.")
     classes = Classes(
@@ -83,9 +84,8 @@ def zeroshot_command(command: ZeroShotCommand) -> None:
     students = [open_student(folder) for folder in folders]
     teacher = open_teacher(command.teacher or _teacher_of(folders))
     image_size = _image_size(command, teacher, students)
-    device = command.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    candidates, citations = _candidates(command, teacher, students, image_size, device)
     text = functools.cache(lambda: open_text_encoder(teacher.source, device))
+    candidates, citations = _candidates(command, teacher, students, image_size, device)
 
     rows, skipped = [], {}
     names = short_names([source.removesuffix(".tar") for source in command.data])

@@ -1,0 +1,373 @@
+"""The three focusing stages: where a photo is looked at, and what each look becomes.
+
+    fresh       the paper's: a small transformer reads points in boxes, and moves the boxes, four times over
+    inherited   ours: boxes that move, embedded as the teacher embeds its patches
+    chosen      ours, for hosts: the teacher's own patches, those that it would attend to
+
+Each takes (B, 3, H, W) and a budget N, and gives `Focused`. Shapes as in `sparseformer.py`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from . import roi
+from .blocks import Block
+from .configuration import SparseFormerConfig
+
+FirstBlocks = Callable[[Tensor], Tensor]  # the first look's pass through leading blocks: (B, N, D) -> (B, N, D)
+
+
+class Focused(NamedTuple):
+    """What a focusing stage hands to the cortex."""
+
+    tokens: Tensor  # (B, N, D)
+    token_rois: tuple[Tensor, ...]
+    sampling_points: tuple[Tensor, ...]
+    saliency: Tensor | None = None  # (B, patches)
+    cells: Tensor | None = None  # (B, N)
+
+
+class UnitNorm(nn.LayerNorm):
+    """A layer norm that starts with outputs of unit length, in front of what must start gently."""
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero: what it adds is nothing until it has learned something."""
+
+
+class EarlyConv(nn.Module):
+    """One convolution at a quarter of the resolution, shared by all sampling: (B, 3, H, W) -> (B, C, H/4, W/4)."""
+
+    def __init__(self, conv_dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, conv_dim, kernel_size=7, stride=2, padding=3)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        # Channels last: pooling is then over contiguous channels (four times faster on a CPU), and the norm needs no copy.
+        x = self.conv(pixels.contiguous(memory_format=torch.channels_last))
+        x = F.relu(F.max_pool2d(x, kernel_size=3, stride=2, padding=1)).permute(0, 2, 3, 1)
+        return F.layer_norm(x, x.shape[-1:]).permute(0, 3, 1, 2)  # a norm over channels, without parameters
+
+
+class SampleAndMix(nn.Module):
+    """Reads the map at points inside each token's box and mixes what it read with weights the token makes itself.
+
+    (B, C, H/4, W/4), tokens (B, N, width), boxes (B, N, 4) -> tokens (B, N, width), points (B, N, P, 2).
+    Adaptive mixing: over channels, then over points (arXiv 2304.03768, section 3.2).
+    """
+
+    def __init__(self, width: int, config: SparseFormerConfig) -> None:
+        super().__init__()
+        self.channels, self.points_in, self.points_out = config.conv_dim, config.num_points, config.mixing_points
+        eps = config.layer_norm_eps
+        self.offset_norm = UnitNorm(width, eps=eps)
+        self.offset = ZeroLinear(width, 2 * self.points_in, bias=False)
+        self.offset_bias = nn.Parameter(torch.empty(2 * self.points_in))
+        self.generator_norm = UnitNorm(width, eps=eps)
+        self.generator_in = nn.Linear(width, config.generator_size)
+        self.generator_out = nn.Linear(config.generator_size, self.channels**2 + self.points_in * self.points_out)
+        self.out = nn.Linear(self.channels * self.points_out, width)
+
+    def forward(self, feature_map: Tensor, tokens: Tensor, token_roi: Tensor) -> tuple[Tensor, Tensor]:
+        offset = self.offset(self.offset_norm(tokens)) + self.offset_bias
+        points = roi.place_points(token_roi, offset.unflatten(-1, (self.points_in, 2)))  # (B, N, P, 2)
+        sampled = roi.sample(feature_map, points).to(tokens.dtype)  # (B, N, P, C)
+
+        weights = self.generator_out(self.generator_in(self.generator_norm(tokens)))
+        over_channels, over_points = weights.split([self.channels**2, self.points_in * self.points_out], dim=-1)
+        mixed = sampled @ over_channels.unflatten(-1, (self.channels, self.channels))  # (B, N, P, C)
+        mixed = over_points.unflatten(-1, (self.points_out, self.points_in)) @ mixed  # (B, N, 2P, C)
+        return tokens + self.out(F.gelu(mixed).flatten(2)), points
+
+
+class PlaceInBox(nn.Module):
+    """Tells a token where its box is: tokens (B, N, width), boxes (B, N, 4) -> tokens (B, N, width)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, token_roi: Tensor) -> Tensor:
+        position = roi.encode_position(token_roi, tokens.shape[-1]).to(tokens.dtype)
+        return tokens + self.proj(self.norm(position))
+
+
+class Refiner(nn.Module):
+    """Moves and resizes the boxes from what the tokens have read: zero-initialised, so that a new one moves nothing.
+
+    Tokens (B, N, width), boxes (B, N, 4) -> boxes (B, N, 4). Bounded unless the configuration says None: an unbounded run
+    can collapse to boxes ten times the photo, where the repeated border makes all tokens alike.
+    """
+
+    def __init__(self, width: int, config: SparseFormerConfig) -> None:
+        super().__init__()
+        self.max_shift, self.max_log_scale = config.box_shift, config.box_log_scale
+        self.norm = UnitNorm(width, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(width, width)
+        self.fc2 = ZeroLinear(width, 4, bias=False)
+
+    def forward(self, tokens: Tensor, token_roi: Tensor) -> Tensor:
+        delta = self.fc2(F.gelu(self.fc1(self.norm(tokens)))).float()
+        if self.max_shift is None or self.max_log_scale is None:
+            return roi.refine(token_roi, delta)
+        return roi.confine(roi.refine(token_roi, roi.bound(delta, self.max_shift, self.max_log_scale)))
+
+
+class TokenBoxes(nn.Module):
+    """The learned boxes every photo starts from: (N, 4), float32 through `.half()` and `.to(dtype)`."""
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_tokens, 4, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TokenBoxes":
+        exact = self.weight.data
+        super()._apply(fn, recurse)
+        if self.weight.dtype != torch.float32:  # rounded to half a pixel: take the device, keep the numbers
+            self.weight.data = exact.to(self.weight.device)
+        return self
+
+    def forward(self, batch: int, num_tokens: int, frames: roi.Frames | None = None) -> Tensor:
+        return roi.framed_layout(self.weight, num_tokens, frames).expand(batch, -1, -1)
+
+
+class FreshFocusing(nn.Module):
+    """The paper's focusing transformer: a small one that reads the photo, moves its boxes, and reads again.
+
+        boxes --> sample + mix --> place --> attend --> MLP --> move boxes --+
+                       ^                                                     |  x 4, shared weights
+                       +-----------------------------------------------------+
+        then: lift to the cortex width, and read once more.
+
+    (B, 3, H, W) -> tokens (B, N, D), boxes after every step (B, N, 4), points of every look (B, N, P, 2).
+    Source: arXiv 2312.01987; showlab/sparseformer, `modeling.py`.
+    """
+
+    def __init__(self, config: SparseFormerConfig) -> None:
+        super().__init__()
+        width, eps = config.focusing_size, config.layer_norm_eps
+        self.early_conv = EarlyConv(config.conv_dim)
+        self.token_roi = TokenBoxes(config.num_tokens)
+        self.token = nn.Parameter(torch.empty(width))  # one for all: only its box tells a token from another
+        self.stage_embedding = nn.Parameter(torch.empty(config.num_focusing_steps, width))
+        self.sample_and_mix = SampleAndMix(width, config)
+        self.place_in_box = PlaceInBox(width, eps)
+        self.block = Block(width, width // 64, 4 * width, "gelu", eps)
+        self.refiner = Refiner(width, config)
+        self.lift = nn.Linear(width, config.hidden_size)
+        self.last_sample_and_mix = SampleAndMix(config.hidden_size, config)
+        self.last_place_in_box = PlaceInBox(config.hidden_size, eps)
+
+    def forward(self, pixels: Tensor, num_tokens: int, frames: roi.Frames | None = None) -> Focused:
+        feature_map = self.early_conv(pixels)  # (B, C, H/4, W/4)
+        token_roi = self.token_roi(len(pixels), num_tokens, frames)  # (B, N, 4)
+        tokens = self.token.expand(len(pixels), num_tokens, -1)  # (B, N, F)
+        rois, looks = [roi.on_photo(token_roi, frames)], []
+        for stage in self.stage_embedding:
+            tokens, points = self.sample_and_mix(feature_map, tokens + stage, rois[-1])
+            tokens = self.block(self.place_in_box(tokens, token_roi))
+            token_roi = self.refiner(tokens, token_roi)
+            rois.append(roi.on_photo(token_roi, frames))
+            looks.append(points)
+        tokens = self.lift(tokens)  # (B, N, D)
+        tokens, points = self.last_sample_and_mix(feature_map, tokens, rois[-1])
+        return Focused(self.last_place_in_box(tokens, token_roi), tuple(rois), (*looks, points))
+
+
+class Glimpses(nn.Module):
+    """What a box holds, as a token: a glimpse, embedded by the teacher's own patch and position embeddings."""
+
+    def __init__(self, config: SparseFormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, glimpse = config.hidden_size, config.glimpse_size
+        self.kernel = nn.Parameter(torch.empty(width, 3, glimpse, glimpse))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.positions = nn.Parameter(torch.empty(width, config.teacher_grid, config.teacher_grid))
+
+    def look(self, pixels: Tensor, token_roi: Tensor, frames: roi.Frames | None = None) -> Tensor:
+        """Glimpses, embedded and placed: (B, 3, H, W), (B, N, 4) -> (B, N, D)."""
+        on_photo = roi.on_photo(token_roi, frames)
+        glimpses = roi.sample_glimpses(pixels, on_photo, self.config.glimpse_size)  # (B, N, 3, side, side)
+        tokens = F.linear(glimpses.flatten(2), self.kernel.flatten(1), self.bias)
+        table = self.positions.expand(len(pixels), -1, -1, -1)
+        return tokens + roi.sample(table, roi.centers(token_roi)[:, :, None])[:, :, 0]
+
+    def _seen(self, tokens: Tensor, rois: tuple[Tensor, ...]) -> Focused:
+        """The tokens, with the boxes on the photo and a few points of each look."""
+        return Focused(tokens, rois, tuple(roi.glimpse_points(boxes, 4) for boxes in rois))
+
+
+class InheritedFocusing(Glimpses):
+    """Ours: a box is a glimpse, embedded by the teacher's own patch and position embeddings.
+
+        tiles --> look --> the first blocks --+--> move boxes --> look --(+)--> cortex
+        (whole photo)                         +----- remember ------------^
+
+    The first look tiles the photo coarsely and runs through the first few of the teacher's blocks. What it saw moves the boxes of
+    the second, closer look, and is added to it by a zero-initialised layer, so that nothing outside the boxes is lost.
+    (B, 3, H, W) -> tokens (B, N, D), boxes (B, N, 4) of each look, points (B, N, P, 2) for showing.
+
+    With one box a teacher patch, an untrained stage gives the teacher's own patch tokens.
+    """
+
+    def __init__(self, config: SparseFormerConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.token_roi = TokenBoxes(config.num_tokens)
+        self.refiner = Refiner(width, config) if config.coarse_blocks else None
+        self.memory_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.coarse_blocks else None
+        self.memory = ZeroLinear(width, width) if config.coarse_blocks else None
+
+    def forward(
+        self,
+        pixels: Tensor,
+        num_tokens: int,
+        first_blocks: FirstBlocks,
+        frames: roi.Frames | None = None,
+    ) -> Focused:
+        token_roi = self.token_roi(len(pixels), num_tokens, frames)  # (B, N, 4)
+        if self.refiner is None or self.memory is None or self.memory_norm is None:
+            rois, tokens = (roi.on_photo(token_roi, frames),), self.look(pixels, token_roi, frames)
+            return self._seen(tokens, rois)
+        tiles = roi.tile_layout(math.isqrt(num_tokens)).to(pixels.device)
+        tiles = roi.framed_layout(tiles, num_tokens, frames).expand(len(pixels), -1, -1)
+        seen = first_blocks(self.look(pixels, tiles, frames))  # (B, N, D)
+        token_roi = self.refiner(seen, token_roi)
+        tokens = self.look(pixels, token_roi, frames) + self.memory(self.memory_norm(seen))
+        rois = tuple(roi.on_photo(boxes, frames) for boxes in (tiles, token_roi))
+        return self._seen(tokens, rois)
+
+
+class ChosenFocusing(Glimpses):
+    """Ours, for hosts, whose projectors read real patches better than blurred ones: the closer look goes to whole patches.
+
+        tiles --> look --> the first blocks --+--> where to look --> the best patches --> look --(+)--> cortex
+        (whole photo)                         +------------------------- remember ----------------^
+
+    The first look guesses what the teacher will attend to (`saliency`), for it learns just that. The patches it finds most
+    worth a look become the tokens, in the order of the photo; a third of them are the best of each region of an even grid, so
+    that nothing is left out altogether. Choosing has no gradient: it cannot collapse.
+    (B, 3, H, W) -> tokens (B, N, D), boxes (B, N, 4) of each look, points (B, N, P, 2) for showing.
+
+    With one token a teacher patch, an untrained stage gives the teacher's own patch tokens.
+    """
+
+    def __init__(self, config: SparseFormerConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.tiles_a_side = math.isqrt(config.num_tokens)
+        self.guesses_a_side = math.ceil(config.teacher_grid / self.tiles_a_side)  # of each tile
+        self.saliency_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.saliency = nn.Linear(width, self.guesses_a_side**2)
+        self.memory_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.memory = ZeroLinear(width, width)
+
+    def forward(
+        self,
+        pixels: Tensor,
+        num_tokens: int,
+        first_blocks: FirstBlocks,
+        frames: roi.Frames | None = None,
+    ) -> Focused:
+        if frames is None:
+            return self._focus(pixels, num_tokens, first_blocks, None)
+        closer = self._focus(pixels, frames.inside, first_blocks, frames.rectangle)
+        if frames.inside == num_tokens:
+            return closer
+        whole = self._focus(pixels, num_tokens - frames.inside, first_blocks, None)
+        tokens = torch.cat([whole.tokens, closer.tokens], dim=1)
+        rois = (torch.cat(pair, dim=1) for pair in zip(whole.token_rois, closer.token_rois, strict=True))
+        return self._seen(tokens, tuple(rois))
+
+    def _focus(self, pixels: Tensor, num_tokens: int, first_blocks: FirstBlocks, frames: roi.Frames | None) -> Focused:
+        batch, side = len(pixels), self.tiles_a_side
+        tiles = roi.tile_layout(side).to(pixels.device).expand(batch, -1, -1)
+        seen = first_blocks(self.look(pixels, tiles, frames))  # (B, side * side, D)
+        saliency = self._guess(seen)  # (B, grid * grid)
+        cells = self.choose(saliency, num_tokens)  # (B, N)
+        boxes = roi.cell_boxes(cells, self.config.teacher_grid)
+        remembered = self.memory(self.memory_norm(seen)).transpose(1, 2).unflatten(2, (side, side))
+        tokens = self.look(pixels, boxes, frames) + roi.sample(remembered, roi.centers(boxes)[:, :, None])[:, :, 0]
+        rois = tuple(roi.on_photo(looked_at, frames) for looked_at in (tiles, boxes))
+        return self._seen(tokens, rois)._replace(saliency=saliency, cells=cells)
+
+    def _guess(self, seen: Tensor) -> Tensor:
+        """Each tile's guesses, laid out and read at the teacher's patches: (B, tiles, D) -> (B, patches)."""
+        each, side = self.guesses_a_side, self.tiles_a_side
+        guesses = self.saliency(self.saliency_norm(seen)).float().unflatten(2, (each, each)).unflatten(1, (side, side))
+        fine = guesses.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, None]  # (B, 1, side * each, side * each)
+        if fine.shape[-1] != self.config.teacher_grid:
+            fine = F.adaptive_avg_pool2d(fine, self.config.teacher_grid)
+        return fine.flatten(1)
+
+    def choose(self, saliency: Tensor, count: int) -> Tensor:
+        """Which patches to look at: (B, patches) -> (B, count), in the order of the photo.
+
+        Raises:
+            ValueError: There are not so many patches.
+        """
+        self.config.check_budget(count)
+        with torch.no_grad():
+            side, grid = math.isqrt(round(count * self.config.even_share)), self.config.teacher_grid
+            places = torch.arange(grid, device=saliency.device) * side // grid
+            region = (side * places[:, None] + places).flatten()  # (patches,) of an even side x side grid
+            inside = region == torch.arange(side * side, device=saliency.device)[:, None]  # (regions, patches)
+            best = saliency[:, None].masked_fill(~inside, -math.inf).argmax(dim=2)  # (B, regions)
+            worth = saliency.scatter(1, best, math.inf)
+            return worth.topk(count, dim=1).indices.sort(dim=1).values
+
+
+FOCUSING = {"inherited": InheritedFocusing, "chosen": ChosenFocusing, "fresh": FreshFocusing}
+
+
+def init_focusing(module: nn.Module, config: SparseFormerConfig) -> bool:
+    """Initialises, in place, the parameters of what only focusing stages have; False for any other module.
+
+    | tensors | distribution |
+    |---|---|
+    | norms in front of a generator, offset or refiner | width ** -0.5, so that their output has unit length |
+    | last layer of generator, offset and refiner | zero: mixing starts fixed, points on a grid, boxes at rest |
+    | boxes | tiles: overlapping ones for fresh focusing, zoomed ones for inherited |
+    | kernels, embeddings | truncated normal, `initializer_range` |
+    """
+    std = config.initializer_range
+    if isinstance(module, UnitNorm):
+        init.constant_(module.weight, module.normalized_shape[0] ** -0.5)
+        init.zeros_(module.bias)
+    elif isinstance(module, ZeroLinear):
+        init.zeros_(module.weight)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, SampleAndMix):
+        whole = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
+        points = roi.glimpse_points(whole, math.isqrt(module.points_in)).flatten() - 0.5
+        if len(points) == len(module.offset_bias):
+            init.copy_(module.offset_bias, points)
+        else:
+            init.uniform_(module.offset_bias, -0.5, 0.5)
+        init.zeros_(module.generator_out.weight)
+        over_channels = nn.init.xavier_uniform_(torch.empty(module.channels, module.channels))
+        over_points = nn.init.xavier_uniform_(torch.empty(module.points_out, module.points_in))
+        init.copy_(module.generator_out.bias, torch.cat([over_channels.flatten(), over_points.flatten()]))
+    elif isinstance(module, FreshFocusing):
+        init.copy_(module.token_roi.weight, roi.overlapping_layout(config.num_tokens))
+        init.trunc_normal_(module.token, std=1.0)
+        init.normal_(module.stage_embedding, std=std)
+    elif isinstance(module, Glimpses):
+        init.trunc_normal_(module.kernel, std=std)
+        init.zeros_(module.bias)
+        init.trunc_normal_(module.positions, std=std)
+        if isinstance(module, InheritedFocusing):
+            side = math.isqrt(config.num_tokens)
+            init.copy_(module.token_roi.weight, roi.zoom(roi.tile_layout(side), config.box_zoom))
+    else:
+        return False
+    return True
