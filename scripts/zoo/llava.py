@@ -73,7 +73,7 @@ class LlavaOptions(RecipeOptions):
     """Steps of projector and language model on short sentences about scenes."""
     scene_steps: int = 500
     """Steps on all questions about scenes."""
-    both_steps: int = 3300
+    both_steps: int = 3050
     """Steps on all photos."""
     batch: int = 16
     """Photos a step; half as many where each is asked three times as much."""
