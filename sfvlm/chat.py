@@ -277,7 +277,7 @@ def open_host(
         ValueError: It is no host, it is damaged, or bitsandbytes is not installed.
     """
     name, source = str(source), check_host(source)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(usable_device(device))
     if dtype is None:
         dtype = "float32" if device == "cpu" and device_map is None and bits is None else "auto"
     options: dict[str, Any] = {"dtype": getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype}
@@ -285,7 +285,6 @@ def open_host(
         options |= {"quantization_config": quantization(bits), "device_map": device_map or {"": device}}
     elif device_map is not None:
         options["device_map"] = device_map
-    usable_device(device)
     try:
         opened: Any = AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True, **options)
         processor = AutoProcessor.from_pretrained(source)

@@ -145,7 +145,7 @@ class TokenMerging(Control):
         """One block, from (B, N, D) and sizes (B, N) to (B, count, D) and sizes (B, count)."""
         attention: Attention = block.attn
         query, key, value = attention.heads(block.norm1(x))  # each (B, heads, N, D / heads)
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=log_size(size).to(query.dtype))
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=log_size(size, query.dtype))
         x = x + attention.proj(read.transpose(1, 2).flatten(2))
         x, size = merge(x, size, key.mean(dim=1), x.shape[1] - count, int(self.has_cls_token))
         return x + block.mlp(block.norm2(x)), size
@@ -215,16 +215,16 @@ def merge(x: Tensor, size: Tensor, metric: Tensor, remove: int, protected: int) 
     return (total / merged_size[..., None]).to(x.dtype), merged_size
 
 
-def log_size(size: Tensor) -> Tensor:
+def log_size(size: Tensor, dtype: torch.dtype) -> Tensor:
     """What attention adds to a token's keys so that it weighs as all its patches did: (B, N) -> (B, 1, 1, N)."""
-    return size.log()[:, None, None, :]
+    return size.log().to(dtype)[:, None, None, :]
 
 
 def attention_pool(pool: AttentionPool, x: Tensor, size: Tensor) -> Tensor:
     """`AttentionPool` over tokens of different size: (B, N, D), sizes (B, N) -> (B, D)."""
     query = pool.q(pool.query).expand(len(x), -1, -1).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
     key, value = pool.kv(x).unflatten(-1, (2, pool.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
-    read = F.scaled_dot_product_attention(query, key, value, attn_mask=log_size(size).to(query.dtype))
+    read = F.scaled_dot_product_attention(query, key, value, attn_mask=log_size(size, query.dtype))
     pooled = pool.proj(read.transpose(1, 2).flatten(1))
     return pooled + pool.mlp(pool.norm(pooled))
 

@@ -158,10 +158,7 @@ class SomePhotos(Protocol):
 
 def names_hash(photos: SomePhotos) -> str:
     """A hash of which photos these are, and in which order: 64 hex digits."""
-    digest = hashlib.sha256()
-    for index in range(len(photos)):
-        digest.update(f"{chr(10) if index else ''}{photos.key(index)}".encode())
-    return digest.hexdigest()
+    return hashlib.sha256("\n".join(photos.key(index) for index in range(len(photos))).encode()).hexdigest()
 
 
 def readable(photos: SomePhotos, indices: Iterable[int] | None = None) -> Iterator[Photo]:

@@ -125,8 +125,7 @@ class SparseFormerModel(PreTrainedModel):
         """
         check_pixels(pixel_values)
         count = self.config.budget if num_tokens is None else num_tokens
-        if count < 1:
-            raise ValueError(f"num_tokens is {count}; a photo needs at least 1 token.")
+        self.config.check_budget(count)
         count = _constant(count)
         pixels = pixel_values.to(self.dtype)
         focus, share = self._focus if focus is None else (focus, focus_share)

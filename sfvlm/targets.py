@@ -102,8 +102,6 @@ def open_cache(
     key = {
         "teacher_sha256": teacher_sha256,
         "photos": len(photos),
-        "first": photos.key(0),
-        "last": photos.key(len(photos) - 1),
         "photo_names": names_hash(photos),
         "seed": options.seed,
         "crop_scale": options.crop_scale,

@@ -142,19 +142,24 @@ def mm_bench(path: Path) -> list[Question]:
     questions = []
     for row in rows:
         options = [row[letter] for letter in LETTERS if not _is_empty(row.get(letter))]
+        known = list(LETTERS[: len(options)])
         answer = (row.get("answer") or "").strip()  # test tables have none
-        if not _is_empty(answer) and answer not in list(LETTERS[: len(options)]):
-            raise ValueError(f"Question {row['index']} of {path} has the answer {answer!r} and {len(options)} options.")
-        right = None if _is_empty(answer) else LETTERS.index(answer)
+        right = None
+        if not _is_empty(answer):
+            if answer not in known:
+                raise ValueError(
+                    f"Question {row['index']} of {path} has the answer {answer!r} and {len(options)} options."
+                )
+            right = known.index(answer)
         words = row["question"] if _is_empty(row.get("hint")) else f"{row['hint']}\n{row['question']}"
         for turn in range(1 if rotated else len(options)):
-            turned, letters = (items[turn:] + items[:turn] for items in (options, list(LETTERS[: len(options)])))
+            turned, letters = (items[turn:] + items[:turn] for items in (options, known))
             questions.append(
                 Question(
                     question_id=int(row["index"]),
                     image=row["index"],
                     text=_with_options(words, turned),
-                    answers=() if right is None else (LETTERS[(right - turn) % len(options)],),
+                    answers=() if right is None else (known[(right - turn) % len(options)],),
                     category=row.get("category") or "",
                     options=tuple(turned),
                     extra={"round_id": turn, "options": turned, "option_char": letters},

@@ -102,14 +102,14 @@ def build_llava(options: LlavaOptions) -> Path:
     photos = Data(options.data).training_photos(TALKED_OF, options.scenes, LLAVA_SCENES)
     clip: Any = CLIPModel.from_pretrained(options.clip, dtype=torch.float32)
     tokens, said = photo_tokens(clip, photos, options, device)
-    tokenizer = _tokenizer(said, options)
+    whole = partial(photo_turns, class_names=IMAGENETTE, shown=shares_shown(said))
+    tokenizer = _tokenizer(said, whole, options)
     some = torch.from_numpy(tokens[:: max(1, len(tokens) // 256)].astype(np.float32)).flatten(0, 1)
     llava = new_llava(clip, tokenizer, some.mean(0), some.std(0))
     learner = LlavaLearner(llava, tokenizer).to(device)
     language, projector = "llava.model.language_model", "llava.model.multi_modal_projector"
     everything = [index for index, photo in enumerate(said) for _ in range(_repeats(photo))]
     scenes = [index for index, photo in enumerate(said) if "objects" in photo.meta]
-    whole = partial(photo_turns, class_names=IMAGENETTE, shown=shares_shown(said))
     together = {projector: 1e-3, language: 1e-3}
     batch = options.batch
     lessons = (
@@ -128,14 +128,11 @@ def build_llava(options: LlavaOptions) -> Path:
     return folder
 
 
-def _tokenizer(said: list[Photo], options: LlavaOptions) -> Any:
+def _tokenizer(said: list[Photo], whole: Callable[..., list[Turn]], options: LlavaOptions) -> Any:
     """Trained on what will be asked and answered; a run that continues keeps its own."""
     folder = options.out / "tokenizer"
     if not folder.exists():
-        shown = shares_shown(said)
-        drawn = (
-            photo_turns(photo, IMAGENETTE, shown, random.Random(f"words {n}"), most=20) for n, photo in enumerate(said)
-        )
+        drawn = (whole(photo, generator=random.Random(f"words {n}"), most=20) for n, photo in enumerate(said))
         texts = [f"USER: {question} ASSISTANT: {answer}" for turns in drawn for question, answer in turns]
         with replacing(folder) as temporary:
             train_tokenizer(texts, options.vocabulary).save_pretrained(temporary)

@@ -319,4 +319,4 @@ def _cell(name: str, value: float | None, headline: str) -> str:
 
 
 def _device(command: VqaCommand) -> str:
-    return command.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return str(usable_device(command.device))
