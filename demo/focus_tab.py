@@ -12,7 +12,7 @@ from together import check_question, follow
 
 from sfvlm.chat import Host, user_message
 from sfvlm.focus import focused
-from sfvlm.looking import boxes_of, seen_view
+from sfvlm.looking import looks_of, seen_view
 from sfvlm.scene_texts import Box
 from sfvlm.sides import Sides
 from sfvlm.visualize import draw_boxes
@@ -111,8 +111,8 @@ class Focus:
             check_question(question)
             messages = [user_message(question, 1)]
             with focused(self.host, image, box, share / 100) as (twin, pixels):
-                found, _ = boxes_of(twin, pixels)
-                drawn = _outlined(draw_boxes(seen_view(self.host, image), found[-1]), box)
+                looks = looks_of(twin, pixels)
+                drawn = _outlined(draw_boxes(seen_view(self.host, image), looks.boxes[-1], context=looks.context), box)
                 told = f"The view was read at {pixels.shape[-1]} x {pixels.shape[-1]} pixels; the photo has {image.width} x {image.height}."
                 replies = {
                     WHOLE: self.host.stream(messages, [image], max_new_tokens=64, stop=stop),

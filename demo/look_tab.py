@@ -138,7 +138,10 @@ def draw(looked: Looked | None, step: int, show: str, word: int, token: int | No
         text = f"{where}. The lighter, the more {said} attended to the token there: {weights.sum():.0%} of all attention went to "
         return draw_attention(looked.view, boxes, weights), text + "the photo, averaged over layers and heads."
     if token is None:
-        return draw_boxes(looked.view, boxes), f"{where}: {describe_boxes(boxes[None])}. {HINT}"
+        context = looked.context if number == len(looked.boxes) - 1 else None
+        beside = f" Grey: {len(context)} more, as context." if context is not None and len(context) else ""
+        drawn = draw_boxes(looked.view, boxes, context=context)
+        return drawn, f"{where}: {describe_boxes(boxes[None])}.{beside} {HINT}"
     token = min(token, len(boxes) - 1)
     width, height = ((boxes[token, i + 2] - boxes[token, i]).item() for i in (0, 1))
     text = f"{where}, token {token + 1} of {len(boxes)}: a box of {width:.0%} x {height:.0%} of the view, where the "

@@ -141,6 +141,8 @@ def difference_of(found: Any, expected: Any) -> float:
         compared = True
         if name == "last_hidden_state" and getattr(expected, "cells", None) is not None:
             same = (found.cells == expected.cells).all(dim=1)
+            if expected.context_rois is not None:
+                same &= (found.context_rois == expected.context_rois).flatten(1).all(dim=1)
             one, other = one[same], other[same]
         if len(other):
             largest = max(largest, _relative(one, other))

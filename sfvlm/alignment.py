@@ -138,10 +138,14 @@ def answer_divergence(logits: Tensor, target: Target) -> Tensor:
     (M, V); averaged over an answer's words, then over answers.
     """
     assert target.logits is not None and target.texts is not None
-    ours, theirs = F.log_softmax(logits.float(), dim=-1), F.log_softmax(target.logits.float(), dim=-1)
-    divergence = (theirs.exp() * (theirs - ours)).sum(dim=-1)  # (M,)
     weight = target.texts.weight
-    return (divergence * weight).sum() / weight.sum()
+    return (word_divergence(logits, target.logits) * weight).sum() / weight.sum()
+
+
+def word_divergence(logits: Tensor, dense_logits: Tensor) -> Tensor:
+    """The Kullback-Leibler divergence at each word, in nats: (M, V), (M, V) -> (M,)."""
+    ours, theirs = F.log_softmax(logits.float(), dim=-1), F.log_softmax(dense_logits.float(), dim=-1)
+    return (theirs.exp() * (theirs - ours)).sum(dim=-1)
 
 
 def saliency_error(guess: Tensor, target: Target) -> Tensor:

@@ -25,10 +25,11 @@ from .alignment import Target, align, selected
 from .bootstrap_options import BootstrapOptions
 from .chat import Host
 from .checkpoints import differences, list_checkpoints, load_checkpoint, save_checkpoint, uninterrupted
+from .configuration import CHOICE
 from .export import export_student
 from .host_reader import HostReader
 from .host_texts import Conversations, Interview, read_prompts
-from .images import Photos, names_hash
+from .images import Photos, named, names_hash
 from .inherit import InheritanceReport
 from .metrics_log import MetricsLog, rounded
 from .optimization import parameter_groups, rate_at, running_average, with_lora, without_lora
@@ -38,7 +39,7 @@ from .teachers import Teacher
 from .views import EpochSampler, Selection, SkipLog, ViewBatch, ViewDataset, collate_views, normalize, shard_indices
 
 # What a resumed run must have been begun with, of the student's configuration.
-ARCHITECTURE = ("image_size", "num_hidden_layers", "coarse_blocks", "glimpse_size", "box_zoom", "even_share")
+ARCHITECTURE = ("image_size", "num_hidden_layers", "coarse_blocks", "glimpse_size", "box_zoom")
 
 
 class NonFiniteLoss(ValueError):
@@ -103,7 +104,6 @@ class _Run:
         self.config = student.config
         options.check(self.config)
         self.trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
-        self.photo_names = names_hash(photos)
         out.mkdir(parents=True, exist_ok=True)
         self.metrics = MetricsLog(out / "metrics.jsonl")
         self.accelerator = Accelerator(
@@ -123,6 +123,7 @@ class _Run:
         if options.batch_size % world:
             raise ValueError(f"batch_size {options.batch_size} is not a multiple of the {world} processes.")
         self.training_photos, self.held_back = _split(photos, options)
+        self.photo_names, self.held_back_names = names_hash(self.training_photos), names_hash(self.held_back)
         self.skips = SkipLog(out / "skipped.jsonl") if self.is_main else None
 
         trainable = with_lora(student, options) if options.tune == "lora" else student
@@ -378,14 +379,16 @@ class _Run:
         """What must agree for a resumed run to end where an uninterrupted one would."""
         return self.options.binding() | {
             "teacher_sha256": self.teacher.sha256,
-            "photos": len(self.photos),
+            "photos": len(self.training_photos),
             "num_tokens": self.config.num_tokens,
             "focusing": self.config.focusing,
             "host": self.host_source,
             "started_from": self.report.earlier,
             "trained_parameters": self.trained,
             "photo_names": self.photo_names,
+            "held_back_names": self.held_back_names,
             **{name: getattr(self.config, name) for name in ARCHITECTURE},
+            **{name: getattr(self.config, name) for name in CHOICE if self.config.focusing == "chosen"},
         }
 
     def _export(self, result: dict[str, float], seconds: float) -> None:
@@ -399,7 +402,8 @@ class _Run:
             "teacher_sha256": self.teacher.sha256,
             "started_from": self.report.earlier,
             "photos": list(self.photos.origins),
-            "photos_read": len(self.photos),
+            "photos_read": len({*self.training_photos.indices.tolist(), *self.held_back.indices.tolist()}),
+            "photos_left_out": len(named(self.photos, self.options.leave_out)) if self.options.leave_out else 0,
             "photos_held_back": len(self.held_back),
             "photos_skipped": self.skips.count if self.skips else 0,
             "photos_seen": self.step * self.options.batch_size,
@@ -414,10 +418,19 @@ class _Run:
 
 
 def _split(photos: Photos, options: BootstrapOptions) -> tuple[Selection, Selection]:
-    """Training photos and held-back ones, by a permutation of the seed."""
+    """Training photos and held-back ones, by a permutation of the seed.
+
+    Raises:
+        ValueError: No photo is left, or the file of those to leave out names none of them.
+    """
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(options.seed)).tolist()
+    if options.leave_out is not None:
+        left_out = named(photos, options.leave_out)
+        order = [index for index in order if index not in left_out]
     if options.most_photos:
         order = order[: options.most_photos]
+    if not order:
+        raise ValueError(f"{options.leave_out} names all {len(photos)} photos: none is left to train on.")
     count = min(options.held_back, len(order) // 10)
     held_back = order[:count] or order[:1]  # with fewer than ten photos, the evaluation looks at a trained one
     return Selection(photos, sorted(order[count:])), Selection(photos, sorted(held_back))

@@ -11,7 +11,17 @@ from .configuration import SparseFormerConfig
 from .inherit import TuneMethod
 
 # What a resumed run may change: it still ends on the bits of an uninterrupted one.
-FREE = ("eval_every", "save_every", "keep_checkpoints", "log_every", "workers", "report_to", "cpu", "teacher_cache")
+FREE = (
+    "eval_every",
+    "save_every",
+    "keep_checkpoints",
+    "log_every",
+    "workers",
+    "report_to",
+    "cpu",
+    "teacher_cache",
+    "leave_out",
+)
 
 LEAST = dict.fromkeys(("batch_size", "log_every", "save_every", "keep_checkpoints", "host_turns"), 1) | dict.fromkeys(
     ("steps", "eval_every", "held_back", "most_photos", "cached_views", "workers"), 0
@@ -60,6 +70,8 @@ class BootstrapOptions:
     """Folder of that cache, OUT/teacher-cache by default. Runs with the same teacher, photos and seed may share it."""
     most_photos: int = 0
     """Use so many of the photos at most, drawn by the seed; a host is asked about every one that is used. 0: all."""
+    leave_out: Path | None = None
+    """File with the names of photos that are neither trained on nor held back, one a line: those that shall measure the student."""
     held_back: int = 256
     """Photos never trained on, for the evaluation during the run (a tenth at most)."""
     eval_every: int = 250

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
+CHOICE = ("even_share", "context_share", "context_blocks")  # how patches are chosen: no weight has a size of these
 Focusing = Literal["inherited", "chosen", "fresh"]
 Pooling = Literal["cls", "attention", "mean"]
 
@@ -38,7 +39,11 @@ class SparseFormerConfig(PreTrainedConfig):
         glimpse_size: Side of the grid of samples taken in a box, whatever its size; the patch size needs no resampled kernel.
         coarse_blocks: Leading cortex blocks of the first look, which decides where the second one goes; 0 for one look only.
         box_zoom: Share of the photo's side that the boxes of the closer look tile before any training.
-        even_share: Share of the tokens that go to the best patch of each region of an even grid, where patches are chosen.
+        even_share: Share of the tokens that go to the best patch of each region of an even grid, where patches are chosen; the
+            others go to the best of the rest.
+        context_share: How many more patches are looked at, as a share of the tokens: the best of the rest, where patches are
+            chosen. They go through the leading blocks beside the tokens, as their context, and are not handed over.
+        context_blocks: How many blocks that is.
         box_shift, box_log_scale: Bounds of one refinement: in box sizes, and in log size. None: unbounded, as published.
         hidden_size ... layer_norm_eps: The cortex: width D, blocks, heads, MLP width, activation, norm epsilon.
         pre_norm: A norm before the first block, as CLIP has.
@@ -72,7 +77,9 @@ class SparseFormerConfig(PreTrainedConfig):
     glimpse_size: int = 16
     coarse_blocks: int = 2
     box_zoom: float = 1.0
-    even_share: float = 0.34
+    even_share: float = 1.0
+    context_share: float = 0.0
+    context_blocks: int = 0
     box_shift: float | None = 0.5
     box_log_scale: float | None = 0.7
 
@@ -105,11 +112,27 @@ class SparseFormerConfig(PreTrainedConfig):
                 f"Fresh focusing has heads of 64 features: focusing_size {self.focusing_size} must be a multiple of 64, "
                 f"and hidden_size {self.hidden_size} one of 4 (four box corners are encoded)."
             )
+        self.check_choice()
         if self.focusing == "chosen" and self.coarse_blocks < 1:
             raise ValueError("coarse_blocks is 0, and patches are chosen by what the first look saw: 1 at least.")
         if self.focusing != "fresh" and self.coarse_blocks > self.num_hidden_layers:
             raise ValueError(
                 f"coarse_blocks {self.coarse_blocks} exceeds the {self.num_hidden_layers} blocks of the cortex."
+            )
+
+    def check_choice(self) -> None:
+        """Whether patches can be chosen so.
+
+        Raises:
+            ValueError: A share or number is out of its range.
+        """
+        if not 0 <= self.even_share <= 1:
+            raise ValueError(f"even_share is {self.even_share}; it is a share of the tokens, from 0 to 1.")
+        if self.context_share < 0:
+            raise ValueError(f"context_share is {self.context_share}; it is a share of the tokens, 0 for no context.")
+        if not 0 <= self.context_blocks <= self.num_hidden_layers and self.focusing == "chosen":
+            raise ValueError(
+                f"context_blocks is {self.context_blocks}, and the cortex has {self.num_hidden_layers}: from 0 to so many."
             )
 
     def check_layers(self, layers: Sequence[int]) -> None:
@@ -138,6 +161,12 @@ class SparseFormerConfig(PreTrainedConfig):
             raise ValueError(
                 f"num_tokens is {num_tokens}, and there are {patches} patches to choose from: ask for {patches} at most."
             )
+
+    def context_size(self, num_tokens: int) -> int:
+        """How many more patches are looked at beside so many tokens."""
+        if self.focusing != "chosen" or not self.context_blocks:
+            return 0
+        return min(round(num_tokens * self.context_share), self.teacher_grid**2 - num_tokens)
 
     @property
     def has_cls_token(self) -> bool:

@@ -293,7 +293,11 @@ def cost(module: nn.Module, image_size: int) -> Cost:
     else:
         hidden, extra = module(pixels).hidden_states, _has_cls_token(module)
     counts = [tokens.shape[1] - int(extra) for tokens in hidden]
-    return Cost(macs(module, image_size), counts[-1], sum(counts[:-1]) / (len(counts) - 1))
+    seen = sum(counts[:-1])
+    for sparse in module.modules():  # itself, or inside what gives it a budget
+        if isinstance(sparse, SparseFormerModel):  # context is in its blocks, and not in what they hand over
+            seen += sparse.config.context_size(counts[-1]) * sparse.config.context_blocks
+    return Cost(macs(module, image_size), counts[-1], seen / (len(counts) - 1))
 
 
 def _has_cls_token(module: nn.Module) -> bool:

@@ -31,6 +31,8 @@ class Focused(NamedTuple):
     sampling_points: tuple[Tensor, ...]
     saliency: Tensor | None = None  # (B, patches)
     cells: Tensor | None = None  # (B, N)
+    context: Tensor | None = None  # (B, M, D)
+    context_rois: Tensor | None = None  # (B, M, 4)
 
 
 class UnitNorm(nn.LayerNorm):
@@ -249,13 +251,15 @@ class InheritedFocusing(Glimpses):
 class ChosenFocusing(Glimpses):
     """Ours, for hosts, whose projectors read real patches better than blurred ones: the closer look goes to whole patches.
 
-        tiles --> look --> the first blocks --+--> where to look --> the best patches --> look --(+)--> cortex
+        tiles --> look --> the first blocks --+--> where to look --> the best patches --> look --(+)--> cortex: tokens, context
         (whole photo)                         +------------------------- remember ----------------^
 
-    The first look guesses what the teacher will attend to (`saliency`), for it learns just that. The patches it finds most
-    worth a look become the tokens, in the order of the photo; a third of them are the best of each region of an even grid, so
-    that nothing is left out altogether. Choosing has no gradient: it cannot collapse.
-    (B, 3, H, W) -> tokens (B, N, D), boxes (B, N, 4) of each look, points (B, N, P, 2) for showing.
+    The first look guesses what the teacher will attend to (`saliency`), for it learns just that. The best patch of each region
+    of an even grid becomes a token, in the order of the photo, so that nothing is left out altogether; a budget that is no
+    square, or an `even_share` below 1, is filled up with the best of the rest. The best that are left then are looked at too, as
+    context: tokens attend to them in the leading blocks, and nobody is handed them. So a host gets tokens from everywhere,
+    and they have seen most where there is most to see. Choosing has no gradient: it cannot collapse.
+    (B, 3, H, W) -> tokens (B, N, D), context (B, M, D), boxes (B, N, 4) of each look, points (B, N, P, 2) for showing.
 
     With one token a teacher patch, an untrained stage gives the teacher's own patch tokens.
     """
@@ -285,7 +289,10 @@ class ChosenFocusing(Glimpses):
         whole = self._focus(pixels, num_tokens - frames.inside, first_blocks, None)
         tokens = torch.cat([whole.tokens, closer.tokens], dim=1)
         rois = (torch.cat(pair, dim=1) for pair in zip(whole.token_rois, closer.token_rois, strict=True))
-        return self._seen(tokens, tuple(rois))
+        return self._seen(tokens, tuple(rois))._replace(
+            context=_joined(whole.context, closer.context),
+            context_rois=_joined(whole.context_rois, closer.context_rois),
+        )
 
     def _focus(self, pixels: Tensor, num_tokens: int, first_blocks: FirstBlocks, frames: roi.Frames | None) -> Focused:
         batch, side = len(pixels), self.tiles_a_side
@@ -293,11 +300,16 @@ class ChosenFocusing(Glimpses):
         seen = first_blocks(self.look(pixels, tiles, frames))  # (B, side * side, D)
         saliency = self._guess(seen)  # (B, grid * grid)
         cells = self.choose(saliency, num_tokens)  # (B, N)
-        boxes = roi.cell_boxes(cells, self.config.teacher_grid)
+        context = self.choose_context(saliency, cells)  # (B, M)
+        boxes = roi.cell_boxes(torch.cat([cells, context], dim=1), self.config.teacher_grid)
         remembered = self.memory(self.memory_norm(seen)).transpose(1, 2).unflatten(2, (side, side))
         tokens = self.look(pixels, boxes, frames) + roi.sample(remembered, roi.centers(boxes)[:, :, None])[:, :, 0]
-        rois = tuple(roi.on_photo(looked_at, frames) for looked_at in (tiles, boxes))
-        return self._seen(tokens, rois)._replace(saliency=saliency, cells=cells)
+        tiles, boxes = roi.on_photo(tiles, frames), roi.on_photo(boxes, frames)
+        focused = self._seen(tokens[:, :num_tokens], (tiles, boxes[:, :num_tokens]))
+        focused = focused._replace(saliency=saliency, cells=cells)
+        if not context.shape[1]:
+            return focused
+        return focused._replace(context=tokens[:, num_tokens:], context_rois=boxes[:, num_tokens:])
 
     def _guess(self, seen: Tensor) -> Tensor:
         """Each tile's guesses, laid out and read at the teacher's patches: (B, tiles, D) -> (B, patches)."""
@@ -323,6 +335,19 @@ class ChosenFocusing(Glimpses):
             best = saliency[:, None].masked_fill(~inside, -math.inf).argmax(dim=2)  # (B, regions)
             worth = saliency.scatter(1, best, math.inf)
             return worth.topk(count, dim=1).indices.sort(dim=1).values
+
+    def choose_context(self, saliency: Tensor, cells: Tensor) -> Tensor:
+        """Which further patches to look at, the best of the rest: (B, patches), (B, N) -> (B, M), in the order of the photo."""
+        count = self.config.context_size(cells.shape[1])
+        with torch.no_grad():
+            rest = saliency.scatter(1, cells, -math.inf)
+            return rest.topk(count, dim=1).indices.sort(dim=1).values
+
+
+def _joined(*parts: Tensor | None) -> Tensor | None:
+    """Along the tokens, what there is."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found, dim=1) if found else None
 
 
 FOCUSING = {"inherited": InheritedFocusing, "chosen": ChosenFocusing, "fresh": FreshFocusing}

@@ -24,9 +24,10 @@ from .checkpoints import differences
 from .decode import Photo, UnreadablePhoto
 from .files import write_text
 from .host_reader import HostReader, Texts
+from .images import SomePhotos
 from .scene_texts import with_article
 from .teachers import DenseTransformer
-from .views import Selection, evaluation_view, normalize
+from .views import evaluation_view, normalize
 from .vqa_questions import SHORT_ANSWER
 from .vqa_sources import CAPTION_PROMPT
 
@@ -89,7 +90,7 @@ def _listed(photo: Photo, name: str) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else []
 
 
-def _distinct(keys: Iterable[str]) -> list[str]:
+def distinct_names(keys: Iterable[str]) -> list[str]:
     """Photos of two sources may have one name: the second is "name#2"."""
     seen: Counter[str] = Counter()
     found = []
@@ -122,7 +123,7 @@ class Interview:
     given: Sequence[str] = ()
     at_once: int = 16
 
-    def answers(self, photos: Selection, path: Path) -> list[list[Turn]]:
+    def answers(self, photos: SomePhotos, path: Path) -> list[list[Turn]]:
         """What the host says of each whole photo; an interrupted call continues from the file.
 
         Args:
@@ -135,7 +136,7 @@ class Interview:
         Raises:
             ValueError: The file holds answers of another host or to other prompts.
         """
-        keys = _distinct(photos.key(index) for index in range(len(photos)))
+        keys = distinct_names(photos.key(index) for index in range(len(photos)))
         prompts = hashlib.sha256("\n".join(self.given or (*DESCRIBE, *SHORT)).encode()).hexdigest()[:12]
         head = {"host": self.fingerprint, "prompts": prompts, "turns": self.turns, "seed": self.seed}
         found = _read(path, head)
@@ -151,7 +152,7 @@ class Interview:
         return [found[key] for key in keys]
 
     @torch.no_grad()
-    def _ask(self, photos: Selection, indices: Sequence[int]) -> list[list[Turn]]:
+    def _ask(self, photos: SomePhotos, indices: Sequence[int]) -> list[list[Turn]]:
         opened = {index: photo for index in indices if (photo := _opened(photos, index)) is not None}
         if not opened:
             return [[] for _ in indices]
@@ -159,9 +160,11 @@ class Interview:
             prompts_for(photo, self.turns, random.Random(f"{self.seed} {photos.key(index)}"), self.given)
             for index, photo in opened.items()
         ]
-        config, device = self.dense.config, next(self.dense.parameters()).device
+        config, parameter = self.dense.config, next(self.dense.parameters())
+        device = parameter.device
         pixels = torch.stack([evaluation_view(photo.image, config.image_size) for photo in opened.values()]).to(device)
-        states = self.dense(normalize(pixels, config.image_mean, config.image_std)).hidden_states
+        pixels = normalize(pixels, config.image_mean, config.image_std).to(parameter.dtype)
+        states = self.dense(pixels).hidden_states
         seen = self.reader.project(self.reader.select(states, int(config.has_cls_token)))
         cuts = [
             [cut(self.processor, written(self.processor, [user_message(prompt, 1)])) for prompt in prompts]
@@ -200,7 +203,7 @@ def cut(processor: Any, text: str) -> Cut:
     return Cut(ids[:photo], ids[photo + 1 :], offsets[photo + 1 :])
 
 
-def _opened(photos: Selection, index: int) -> Photo | None:
+def _opened(photos: SomePhotos, index: int) -> Photo | None:
     try:
         return photos[index]
     except UnreadablePhoto:

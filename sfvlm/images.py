@@ -161,6 +161,35 @@ def names_hash(photos: SomePhotos) -> str:
     return hashlib.sha256("\n".join(photos.key(index) for index in range(len(photos))).encode()).hexdigest()
 
 
+def named(photos: SomePhotos, path: Path) -> set[int]:
+    """Which photos a file names, one a line: as `key` says, or without folders or the shard in front, or without the suffix.
+
+    Names that are none of the photos' are passed over: a benchmark may name more than there are.
+
+    Raises:
+        ValueError: There is no such file, or it names none of them.
+    """
+    if not path.is_file():
+        raise ValueError(f"There is no file of names {path}.")
+    names = set(filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())))
+    found = {index for index in range(len(photos)) if not names.isdisjoint(_names_of(photos.key(index)))}
+    if not found:
+        example = f", which are named like {photos.key(0)!r}" if len(photos) else ""
+        raise ValueError(f"None of the {len(names)} names in {path} is one of the {len(photos)} photos{example}.")
+    return found
+
+
+def _names_of(key: str) -> Iterator[str]:
+    """What a photo may be called: its key, and every end of that which begins a name; each with its suffix and without."""
+    starts = [0] if key.startswith("scenes:") else [0, *(mark.end() for mark in re.finditer("[/:]", key))]
+    for start in starts:
+        name = key[start:]
+        yield name
+        stem, dot, suffix = name.rpartition(".")
+        if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES:
+            yield stem
+
+
 def readable(photos: SomePhotos, indices: Iterable[int] | None = None) -> Iterator[Photo]:
     """The photos that can be read, of these indices or of all, one after another."""
     for index in range(len(photos)) if indices is None else indices:

@@ -142,6 +142,8 @@ def student_config(
         focusing_size=max(64, round(width / 2 / 64) * 64),
         glimpse_size=teacher.teacher_patch_size,
     )
+    if focusing == "chosen":
+        fields |= dict(context_share=0.5, context_blocks=round((depth - truncate) * 2 / 3))
     if focusing == "fresh":
         fields |= dict(pre_norm=False)
     return SparseFormerConfig(**(fields | overrides))

@@ -8,7 +8,7 @@ Shapes: N tokens, P sampling points of each, A words of the answer.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -34,6 +34,7 @@ class Looked:
         attention: (A, N), the share of its attention that each word gave to each token, averaged over layers and heads.
         timings: What the answer cost.
         chosen: Whether the tokens are those of the last step alone, where the first one has boxes of its own.
+        context: (M, 4) boxes of what the last step saw beside the tokens; none where there is no such thing.
     """
 
     view: Image.Image
@@ -44,6 +45,7 @@ class Looked:
     attention: Tensor
     timings: Timings
     chosen: bool = False
+    context: Tensor | None = None
 
     def given_to(self, word: int | None) -> Tensor:
         """Attention to each token of one word, or of all on average: (N,)."""
@@ -106,9 +108,17 @@ def seen_view(host: Host, image: Image.Image, side: int = VIEW_SIDE) -> Image.Im
     return as_image(host, pixels[0, 0]).resize((side, side), Image.Resampling.BICUBIC)
 
 
+class Looks(NamedTuple):
+    """What a tower looked at in one view: boxes (N, 4) and points (N, P, 2) of each step, context (M, 4) of the last."""
+
+    boxes: tuple[Tensor, ...]
+    points: tuple[Tensor, ...]
+    context: Tensor | None
+
+
 @torch.no_grad()
-def boxes_of(host: Host, pixel_values: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Boxes (N, 4) and points (N, P, 2) of each step for the first view of a host's pixels.
+def looks_of(host: Host, pixel_values: Tensor) -> Looks:
+    """Where the tower looks in the first view of a host's pixels.
 
     Raises:
         ValueError: The tower has no boxes.
@@ -117,7 +127,8 @@ def boxes_of(host: Host, pixel_values: Tensor) -> tuple[tuple[Tensor, ...], tupl
     first = pixel_values[:1] if pixel_values.ndim == 4 else pixel_values[:1, 0]
     with host.turns:
         output = tower(first.to(tower.device))
-    return tuple(boxes[0].cpu() for boxes in output.token_rois), tuple(each[0].cpu() for each in output.sampling_points)
+    boxes, points = (tuple(each[0].cpu() for each in steps) for steps in (output.token_rois, output.sampling_points))
+    return Looks(boxes, points, None if output.context_rois is None else output.context_rois[0].cpu())
 
 
 def look(
@@ -144,13 +155,23 @@ def look(
     """
     messages = [user_message(question, 1)]
     inputs = host.encode([messages], [[image]], pixel_values)
-    boxes, points = boxes_of(host, inputs["pixel_values"])
+    looks = looks_of(host, inputs["pixel_values"])
     reply = host.stream(messages, [image], max_new_tokens=max_new_tokens, pixel_values=pixel_values, **sampling)
     answer = "".join(reply).strip()
     words = written_words(host, reply)
-    attention = answer_attention(host, inputs, reply.tokens[: len(words)], len(boxes[-1]))
+    attention = answer_attention(host, inputs, reply.tokens[: len(words)], len(looks.boxes[-1]))
     chosen = tower_of(host).config.focusing == "chosen"
-    return Looked(seen_view(host, image), boxes, points, answer, words, attention, reply.timings, chosen)
+    return Looked(
+        seen_view(host, image),
+        looks.boxes,
+        looks.points,
+        answer,
+        words,
+        attention,
+        reply.timings,
+        chosen,
+        looks.context,
+    )
 
 
 def written_words(host: Host, reply: Reply) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from .configuration import SparseFormerConfig, layer_from_end
 from .export import image_processor
 from .files import replacing
+from .focusing import ChosenFocusing
 from .sparseformer import SparseFormerModel
 
 TOLERANCE = 1e-4  # largest difference from the model, in an output's largest value
@@ -226,19 +227,26 @@ def _clear_photos(graph: _Graph, size: int) -> Tensor:
     """Random pixels, (4, 3, size, size), of which the model and its copy must say the same.
 
     Where patches are chosen, rounding decides between two that are nearly equally worth a look, and either is right. So these
-    are the photos, of some more, whose last chosen patch is the furthest ahead of the first one left out.
+    are the photos, of some more, whose choice changes the least when the guesses are shaken.
     """
-    count = sum(CHECKED_BATCHES)
-    chooses = graph.model.config.focusing == "chosen"
-    pixels = torch.randn(3 * count if chooses else count, 3, size, size, generator=torch.Generator().manual_seed(0))
-    output = graph.model(pixels, num_tokens=graph.num_tokens)
-    if output.saliency is None or output.cells is None:
+    count, focusing = sum(CHECKED_BATCHES), graph.model.focusing
+    chooses = isinstance(focusing, ChosenFocusing)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(3 * count if chooses else count, 3, size, size, generator=generator)
+    saliency = graph.model(pixels, num_tokens=graph.num_tokens).saliency
+    if not chooses or saliency is None:
         return pixels
-    taken = torch.zeros_like(output.saliency, dtype=torch.bool).scatter(1, output.cells, True)
-    ahead = output.saliency - output.saliency.masked_fill(taken, -torch.inf).amax(dim=1, keepdim=True)
-    # Patches of the even grid are taken whatever they are worth.
-    margin = ahead.masked_fill(~taken | (ahead < 0), torch.inf).amin(dim=1)
-    return pixels[margin.topk(count).indices]
+    plain, firm = _choice(focusing, saliency, graph.num_tokens), torch.zeros(len(pixels))
+    for size_of_shake in (1e-5, 1e-4, 1e-3, 1e-2):
+        for _ in range(4):
+            shaken = saliency + size_of_shake * torch.randn(saliency.shape, generator=generator)
+            firm += (_choice(focusing, shaken, graph.num_tokens) == plain).all(dim=1)
+    return pixels[firm.topk(count).indices]
+
+
+def _choice(focusing: ChosenFocusing, saliency: Tensor, num_tokens: int) -> Tensor:
+    cells = focusing.choose(saliency, num_tokens)
+    return torch.cat([cells, focusing.choose_context(saliency, cells)], dim=1)
 
 
 def _compare(file: Path, graph: _Graph, photos: Tensor) -> dict[str, float]:

@@ -3,6 +3,7 @@
     pixels -> focusing (look, move the boxes, look again) -> cortex (the teacher's blocks) -> pooled vector, tokens
 
 Shapes: B batch, N tokens (49), P sampling points, C early-conv width, F focusing width, D cortex width, H x W photo.
+Chosen focusing, which has the shapes of inherited, lets more patches (N / 2) go through the leading blocks beside the tokens.
 
 | stage | inherited, CLIP ViT-L/14 at 336 px | fresh, preset sparseformer-clip-base |
 |---|---|---|
@@ -52,6 +53,7 @@ class SparseFormerOutput(ModelOutput):
         saliency: (B, patches) how much of the teacher's attention each of its patches will get: the log of it, but for a
             constant. Only where patches are chosen by it.
         cells: (B, N) which of the teacher's patches each token is, row by row. Only where patches are chosen.
+        context_rois: (B, M, 4) boxes of the patches that were looked at beside them. Only where patches are chosen.
     """
 
     pooler_output: Tensor | None = None
@@ -62,6 +64,7 @@ class SparseFormerOutput(ModelOutput):
     logits: Tensor | None = None
     saliency: Tensor | None = None
     cells: Tensor | None = None
+    context_rois: Tensor | None = None
 
 
 def _constant(number: int) -> int:
@@ -136,10 +139,13 @@ class SparseFormerModel(PreTrainedModel):
         else:
             focused = self.focusing(pixels, count, self._first_blocks, frames)
         hidden = self._enter(focused.tokens)  # (B, 1 + N, D)
-        hidden_states = [hidden]
-        for block in self.blocks:
-            hidden = self._run(block, hidden)
-            hidden_states.append(hidden)
+        own, hidden_states = hidden.shape[1], [hidden]
+        if focused.context is not None:
+            hidden = torch.cat([hidden, self.pre_norm(focused.context)], dim=1)  # (B, 1 + N + its own, D)
+        for number, block in enumerate(self.blocks):
+            hidden = self._run(block, hidden if number < self.config.context_blocks else hidden[:, :own])
+            hidden_states.append(hidden[:, :own])
+        hidden = hidden[:, :own]
         pooled, logits = self.head(hidden)
 
         output = SparseFormerOutput(
@@ -151,6 +157,7 @@ class SparseFormerModel(PreTrainedModel):
             logits=logits,
             saliency=focused.saliency,
             cells=focused.cells,
+            context_rois=focused.context_rois,
         )
         return output.to_tuple() if return_dict is False else output
 

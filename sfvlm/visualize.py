@@ -23,7 +23,11 @@ def token_color(index: int, count: int) -> tuple[int, int, int]:
 
 
 def draw_boxes(
-    image: Image.Image, boxes: Tensor, points: Tensor | None = None, tokens: list[int] | None = None
+    image: Image.Image,
+    boxes: Tensor,
+    points: Tensor | None = None,
+    tokens: list[int] | None = None,
+    context: Tensor | None = None,
 ) -> Image.Image:
     """Draws boxes (N, 4) and points (N, P, 2), both in fractions of the image, on a copy of it.
 
@@ -32,20 +36,28 @@ def draw_boxes(
         boxes: Boxes of one step.
         points: Sampling points of the same step; left out when None.
         tokens: Which tokens to draw; all by default.
+        context: (M, 4) boxes of what was looked at beside them, in thin grey.
     """
     canvas = image.convert("RGB").copy()
     draw = ImageDraw.Draw(canvas, "RGBA")
     width, height = canvas.size
     stroke = max(1, round(min(canvas.size) / 220))
+    for box in [] if context is None else context.tolist():
+        draw.rectangle(_on(canvas, box), outline=(170, 170, 170, 190), width=max(1, stroke // 2))
     for index in tokens if tokens is not None else range(len(boxes)):
         color = token_color(index, len(boxes))
-        x1, y1, x2, y2 = (value * side for value, side in zip(boxes[index].tolist(), (width, height) * 2, strict=True))
-        draw.rectangle((x1, y1, x2, y2), outline=(*color, 230), width=stroke)
+        draw.rectangle(_on(canvas, boxes[index].tolist()), outline=(*color, 230), width=stroke)
         for x, y in [] if points is None else points[index].tolist():
             draw.ellipse(
                 (x * width - stroke, y * height - stroke, x * width + stroke, y * height + stroke), fill=(*color, 200)
             )
     return canvas
+
+
+def _on(image: Image.Image, box: list[float]) -> tuple[float, float, float, float]:
+    """A box in fractions of the image, in pixels."""
+    (left, top, right, bottom), (width, height) = box, image.size
+    return left * width, top * height, right * width, bottom * height
 
 
 def draw_attention(image: Image.Image, boxes: Tensor, weights: Tensor, marked: int = 5) -> Image.Image:
@@ -98,7 +110,15 @@ def draw_focusing(
     panels = [shown]
     for step, boxes in enumerate(output.token_rois):
         points = output.sampling_points[step][0] if with_points and step < len(output.sampling_points) else None
-        panels.append(draw_boxes(shown, boxes[0].cpu(), None if points is None else points.cpu()))
+        context = output.context_rois if step == len(output.token_rois) - 1 else None
+        panels.append(
+            draw_boxes(
+                shown,
+                boxes[0].cpu(),
+                None if points is None else points.cpu(),
+                context=None if context is None else context[0].cpu(),
+            )
+        )
     return contact_sheet(panels, columns=len(panels))
 
 

@@ -177,6 +177,19 @@ def test_a_choice_that_falls_the_other_way_counts_for_the_pooled_vector_alone():
     assert difference_of(other, output) > 0.1
 
 
+def test_another_context_is_another_choice():
+    model = moved_model("chosen", num_tokens=4, context_share=0.5)
+    with torch.no_grad():
+        output = model(photos(2))
+    other = copy.copy(output)
+    other.last_hidden_state = output.last_hidden_state.clone()
+    other.last_hidden_state[0] += 1
+    assert difference_of(other, output) > 0.1
+    other.context_rois = output.context_rois.clone()
+    other.context_rois[0, 0] += 0.25
+    assert difference_of(other, output) == 0
+
+
 @pytest.mark.parametrize(
     ("how", "reason"),
     [("faster", "There is no acceleration 'faster'"), ("graph", "needs a CUDA device; this is cpu")],

@@ -271,6 +271,27 @@ def test_a_student_is_trained_on_for_another_run(clip_folder: Path, photo_folder
     assert {name for name in changed if name.startswith("blocks.")} == {"blocks.0"}
 
 
+def test_an_earlier_student_can_be_told_to_choose_otherwise(clip_folder: Path, photo_folder: Path, tmp_path: Path):
+    def command(out: Path, **changes: object) -> BootstrapCommand:
+        training = BootstrapOptions(**(QUICK | dict(steps=2)))
+        fields = dict(teacher=str(clip_folder), photos=[str(photo_folder)], out=out, num_tokens=4, focusing="chosen")
+        return BootstrapCommand(**(fields | changes), training=training)
+
+    def chosen_by(out: Path) -> tuple[float, float, int]:
+        config = SparseFormerModel.from_pretrained(out).config
+        return config.even_share, config.context_share, config.context_blocks
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    bootstrap_command(command(first, context_blocks=1))
+    assert chosen_by(first) == (1.0, 0.5, 1)
+    bootstrap_command(command(second, start_from=first, even_share=0.5, context_share=1.0))
+    assert chosen_by(second) == (0.5, 1.0, 1)
+    with pytest.raises(ValueError, match=r"even_share is 1\.5"):
+        bootstrap_command(command(tmp_path / "third", start_from=first, even_share=1.5))
+    with pytest.raises(ValueError, match=r"other settings \(context_share: 0.5 then, 0.25 now\)"):
+        bootstrap_command(command(first, context_blocks=1, context_share=0.25, resume=True))
+
+
 def test_corrupt_photos_among_good_ones_are_listed_and_the_run_finishes(
     clip_folder: Path, photo_folder: Path, tmp_path: Path
 ) -> None:
@@ -340,3 +361,25 @@ def test_the_script_answers_bad_input_with_one_sentence_and_code_two(clip_folder
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+def test_photos_left_out_are_neither_trained_on_nor_held_back(clip_folder: Path, photo_folder: Path, tmp_path: Path):
+    photos, names = tmp_path / "photos", tmp_path / "names.txt"
+    shutil.copytree(photo_folder, photos)
+    (photos / "broken.jpg").write_bytes(b"no photo")  # so that reading it leaves a trace
+    names.write_text("broken.jpg\nof-another-folder.jpg\n")
+    run(clip_folder, photos, tmp_path / "all", steps=12)
+    assert "broken.jpg" in (tmp_path / "all" / "skipped.jsonl").read_text()
+    run(clip_folder, photos, tmp_path / "without", steps=12, leave_out=names)
+    assert not (tmp_path / "without" / "skipped.jsonl").exists()
+    names.write_text("of-another-folder.jpg\n")
+    with pytest.raises(ValueError, match="None of the 1 names"):
+        run(clip_folder, photos, tmp_path / "none", leave_out=names)
+    names.write_text("\n".join(path.name for path in photos.iterdir()))
+    with pytest.raises(ValueError, match="none is left to train on"):
+        run(clip_folder, photos, tmp_path / "nothing", leave_out=names)
+
+
+def test_no_more_photos_are_used_than_asked_for(clip_folder: Path, photo_folder: Path, tmp_path: Path):
+    run(clip_folder, photo_folder, tmp_path / "few", most_photos=3, held_back=1)
+    assert json.loads((tmp_path / "few" / "bootstrap.json").read_text())["photos_read"] == 3

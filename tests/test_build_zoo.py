@@ -21,6 +21,7 @@ from tiny import randomize
 from transformers import AutoTokenizer, CLIPModel, LlavaForConditionalGeneration
 
 from sfvlm.decode import Photo
+from sfvlm.images import named, open_photos
 from sfvlm.scene_texts import SceneObject, scene_questions
 from sfvlm.scenes import render_scene
 from sfvlm.teachers import open_teacher
@@ -31,6 +32,7 @@ sys.path.insert(0, SCRIPTS)
 from zoo.clip import THINGS, ClipOptions, build_clip, patch_labels  # noqa: E402
 from zoo.clip_model import new_clip  # noqa: E402
 from zoo.clip_model import train_tokenizer as train_clip_tokenizer  # noqa: E402
+from zoo.held_out import HeldOutOptions, write_held_out  # noqa: E402
 from zoo.llava import Conversations, Lesson, LlavaLearner, LlavaOptions, _collate, build_llava  # noqa: E402
 from zoo.llava_model import new_llava, new_processor, train_tokenizer  # noqa: E402
 from zoo.loop import Stage, train  # noqa: E402
@@ -43,6 +45,7 @@ from zoo.questions import (  # noqa: E402
     shares_shown,
     telling_words,
 )
+from zoo.ship import name_without_folders  # noqa: E402
 from zoo.sources import IMAGENETTE, PHOTOS, TALKED_OF, Data  # noqa: E402
 
 sys.path.remove(SCRIPTS)
@@ -110,13 +113,18 @@ def test_patches_are_named_after_the_thing_that_covers_them():
     assert (things > 0).float().mean() < 0.6 and ((things > 0) == (colors > 0)).all()
 
 
-def test_no_held_out_photo_is_trained_on(shards):
+def test_no_held_out_photo_is_trained_on(shards, tmp_path):
     data = Data(shards)
     for name in ("coco-boxes-000.tar", "daquar-train-000.tar"):
         held_out = data.held_out_photos(name)
         training = data.training_photos((name,))
         names = [{photos.key(index) for index in range(len(photos))} for photos in (held_out, training)]
         assert not names[0] & names[1] and len(names[0] | names[1]) == 6 and names[1]
+    listed = tmp_path / "held-out.txt"
+    write_held_out(HeldOutOptions(shards, listed))
+    photos = open_photos([shards / "coco-boxes-000.tar", shards / "daquar-train-000.tar"])
+    everything = data.training_photos(("coco-boxes-000.tar", "daquar-train-000.tar"))
+    assert named(photos, listed) == set(range(len(photos))) - set(everything.indices.tolist())
     with pytest.raises(ValueError, match=r"flickr.*|--data is the folder"):
         Data(shards / "nowhere").path("flickr8k-train-000.tar")
 
@@ -305,3 +313,15 @@ def test_both_recipes_run_resume_and_give_folders_that_transformers_opens(shards
     names = {name: name.split("vision_model.")[-1].split("vision_tower.")[-1] for name in tower}
     assert tower and all(torch.equal(tensor, ours[names[name]]) for name, tensor in tower.items())
     assert {path.split("-")[0] for path in TALKED_OF} < {path.split("-")[0] for path in PHOTOS}
+
+
+def test_what_is_shipped_names_no_folder(tmp_path):
+    described = tmp_path / "bootstrap.json"
+    options = {"leave_out": "/home/me/names.txt", "host_prompts": None, "seed": 4}
+    facts = {"photos": ["/home/me/a.tar", "scenes:4:5"], "options": options, "teacher": "clip-tiny"}
+    described.write_text(json.dumps(facts | {"started_from": "/home/me/one", "host": {"source": "/home/me/llava"}}))
+    name_without_folders(described)
+    facts = json.loads(described.read_text())
+    assert facts["photos"] == ["a.tar", "scenes:4:5"]
+    assert facts["options"] == {"leave_out": "names.txt", "host_prompts": None, "seed": 4}
+    assert (facts["teacher"], facts["started_from"], facts["host"]) == ("clip-tiny", "one", {"source": "llava"})

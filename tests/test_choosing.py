@@ -1,11 +1,13 @@
 """Where patches are chosen: by what the first look guesses, never by a gradient, and some from every region."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_config, tiny_model
 
+from sfvlm import SparseFormerModel
 from sfvlm.alignment import Objective, Target, align, anchor_targets, saliency_error
 from sfvlm.blocks import attention_received
 from sfvlm.focusing import ChosenFocusing
@@ -40,6 +42,37 @@ def test_a_share_of_the_tokens_goes_to_the_best_of_each_region():
     assert chosen[0].tolist() == [5, 7, 10, 11, 12, 13, 14, 15]  # of four quarters 5, 7, 13 and 15; then what is left
     assert chosen[1].tolist() == [0, 1, 2, 3, 4, 5, 8, 10]
     assert focusing.choose(rising[None], 1).tolist() == [[15]]  # too few for regions
+
+
+def test_the_best_of_the_rest_are_context():
+    focusing = stage(teacher_grid=4, even_share=1.0, context_share=0.5)
+    saliency = torch.arange(16.0)[None]
+    cells = focusing.choose(saliency, 4)
+    assert cells.tolist() == [[5, 7, 13, 15]]  # the best of each quarter
+    assert focusing.choose_context(saliency, cells).tolist() == [[12, 14]]
+    most = focusing.choose(saliency, 12)
+    assert sorted(torch.cat([most, focusing.choose_context(saliency, most)], dim=1)[0].tolist()) == list(range(16))
+    assert stage(teacher_grid=4, context_share=0.0).choose_context(saliency, cells).shape == (1, 0)
+
+
+@torch.no_grad()
+def test_context_is_read_by_the_leading_blocks_and_handed_to_nobody():
+    model = tiny_model("chosen", teacher_grid=4, num_tokens=4, context_share=0.5, context_blocks=1)
+    output = model(PIXELS, num_tokens=6, output_hidden_states=True)
+    assert output.context_rois.shape == (2, 3, 4)
+    assert {tuple(state.shape[:2]) for state in output.hidden_states} == {(2, 7)}
+    # By hand: the context beside the tokens in the first block, and then no more.
+    focused = model.focusing(PIXELS, 6, model._first_blocks)
+    hidden = torch.cat([output.hidden_states[0], model.pre_norm(focused.context)], dim=1)
+    for number, block in enumerate(model.blocks):
+        hidden = block(hidden if number < 1 else hidden[:, :7])
+        torch.testing.assert_close(output.hidden_states[number + 1], hidden[:, :7])
+    torch.testing.assert_close(output.last_hidden_state, hidden)
+    model.config.context_blocks = 0
+    alone = model(PIXELS, num_tokens=6).last_hidden_state
+    model.config.context_share = 0.0
+    torch.testing.assert_close(alone, model(PIXELS, num_tokens=6).last_hidden_state)
+    assert not torch.allclose(alone, output.last_hidden_state, atol=1e-3)
 
 
 @torch.no_grad()
@@ -115,9 +148,57 @@ def test_a_focus_on_the_whole_photo_changes_nothing_and_a_share_goes_into_the_re
     assert torch.equal(boxes[:, :4], model(PIXELS, num_tokens=4).token_rois[-1])
 
 
+@torch.no_grad()
+def test_context_is_looked_at_inside_a_rectangle_too():
+    model = tiny_model("chosen", teacher_grid=4, num_tokens=4, context_share=0.5)
+    corner = torch.tensor([[0.5, 0.5, 1.0, 1.0]])
+    assert (model(PIXELS, num_tokens=6, focus=corner).context_rois >= 0.5).all()
+    shared = model(PIXELS, num_tokens=8, focus=corner, focus_share=0.5).context_rois
+    assert shared.shape == (2, 4, 4) and (shared[:, 2:] >= 0.5).all() and not (shared[:, :2] >= 0.5).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 4, 11, 15, 16])
+def test_context_is_never_more_than_there_is(count: int):
+    model = tiny_model("chosen", teacher_grid=4, num_tokens=4, context_share=0.5).half()
+    output = model(PIXELS.half(), num_tokens=count)
+    assert output.last_hidden_state.shape[1] == 1 + count and output.last_hidden_state.dtype == torch.float16
+    left = min(round(count / 2), 16 - count)
+    assert (0 if output.context_rois is None else output.context_rois.shape[1]) == left
+    if left:
+        assert output.context_rois.dtype == torch.float32
+        both = torch.cat([output.token_rois[-1], output.context_rois], dim=1)
+        assert all(len({tuple(box) for box in boxes.tolist()}) == count + left for boxes in both)
+
+
+def test_a_folder_that_says_nothing_of_context_has_none(tmp_path: Path):
+    model = tiny_model("chosen", teacher_grid=4, num_tokens=4)
+    model.save_pretrained(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    del described["context_share"], described["context_blocks"]
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    again = SparseFormerModel.from_pretrained(tmp_path)
+    assert again(PIXELS).context_rois is None
+    torch.testing.assert_close(again(PIXELS).pooler_output, model(PIXELS).pooler_output)
+
+
+def test_a_student_has_context_for_two_thirds_of_its_blocks(clip_folder: Path):
+    config = student_config(open_teacher(clip_folder).config, focusing="chosen", num_tokens=4)
+    assert (config.even_share, config.context_share) == (1.0, 0.5)
+    assert config.context_blocks == round(config.num_hidden_layers * 2 / 3)
+    assert config.context_size(4) == 2 and config.context_size(16) == 0
+    assert student_config(open_teacher(clip_folder).config, num_tokens=4).context_size(4) == 0
+
+
 def test_patches_cannot_be_chosen_without_a_first_look(clip_folder: Path):
     with pytest.raises(ValueError, match="coarse_blocks is 0"):
         tiny_config("chosen", coarse_blocks=0)
     teacher = open_teacher(clip_folder)
     with pytest.raises(ValueError, match="chosen focusing starts from a square grid"):
         inherit(teacher, student_config(teacher.config, focusing="chosen", num_tokens=5))
+
+
+@pytest.mark.parametrize(("name", "value"), [("even_share", 1.5), ("context_share", -0.5), ("context_blocks", 99)])
+def test_a_share_is_one(name: str, value: float):
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        tiny_config("chosen", **{name: value})

@@ -23,6 +23,7 @@ from sfvlm.controls import (
 from sfvlm.inherit import inherit, student_config
 from sfvlm.sparseformer import SparseFormerModel
 from sfvlm.teachers import DenseTransformer, Teacher
+from sfvlm.zeroshot import Student
 
 KINDS = ["cls", "mean", "attention"]
 
@@ -205,6 +206,23 @@ def test_macs_of_a_sparseformer_grow_with_its_budget():
         spent.append(cost(inherit(Teacher(dense, "a test", ""), config)[0].eval(), 32))
         assert spent[-1].tokens == spent[-1].mean_tokens == budget
     assert 0 < spent[0].macs < spent[1].macs
+
+
+def test_context_counts_where_it_is_and_is_handed_to_nobody():
+    teacher = Teacher(dense_teacher(), "a test", "")
+    alone, beside = (
+        cost(
+            inherit(teacher, student_config(teacher.config, num_tokens=16, focusing="chosen", **changes))[0].eval(), 32
+        )
+        for changes in ({"context_share": 0.0}, {"context_share": 0.5, "context_blocks": 2})
+    )
+    depth = teacher.config.num_hidden_layers
+    assert alone.tokens == beside.tokens == alone.mean_tokens == 16
+    assert beside.mean_tokens == 16 + 8 * 2 / depth
+    assert beside.macs > alone.macs
+    config = student_config(teacher.config, num_tokens=16, focusing="chosen", context_blocks=2)
+    at_budget = cost(Student(inherit(teacher, config)[0].eval(), 4), 32)
+    assert at_budget.tokens == 4 and at_budget.mean_tokens == 4 + 2 * 2 / depth
 
 
 def test_counting_macs_leaves_gradients_alone():

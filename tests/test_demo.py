@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -195,6 +196,10 @@ def test_where_patches_are_chosen_the_tokens_are_those_of_the_last_step() -> Non
     assert draw(looked, 1, ATTENTION, ALL_WORDS, None)[1].startswith("Step 2 of 2. ")
     place: Any = SimpleNamespace(index=(24, 24))  # in the sixth patch, and in the first tile
     assert _choose(looked, 1, place) == 2
+    beside = replace(looked, context=roi.cell_boxes(torch.tensor([1, 2]), 4))
+    picture, text = draw(beside, 2, BOXES, ALL_WORDS, None)
+    assert "2 more, as context" in text and picture != draw(looked, 2, BOXES, ALL_WORDS, None)[0]
+    assert "context" not in draw(beside, 1, BOXES, ALL_WORDS, None)[1]
 
 
 def test_focus_on_everything_is_the_whole_photo(client: Client, files: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sfvlm.decode import UnreadablePhoto
-from sfvlm.images import Photos, open_photos
+from sfvlm.images import Photos, named, open_photos
 
 
 def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
@@ -381,3 +381,29 @@ def test_photos_pickle_while_in_use(tmp_path):
     again = pickle.loads(pickle.dumps(photos))
     assert keys(again) == keys(photos)
     assert np.array_equal(np.asarray(again[0].image), np.asarray(first.image))
+
+
+def test_photos_are_named_by_their_key_or_any_end_of_it(tmp_path):
+    write_folder(tmp_path / "photos", "val/a.jpg", "val/b.jpg", "train/a.jpg")
+    photos, names = open_photos([tmp_path / "photos", "scenes:3:5"]), tmp_path / "names.txt"
+
+    def found(*lines):
+        names.write_text("\n".join(lines), encoding="utf-8-sig")
+        return {keys(photos)[index] for index in named(photos, names)}
+
+    assert found("photos/val/a.jpg") == found("val/a.jpg") == found("val/a", "of-another-set") == {"photos/val/a.jpg"}
+    assert found("a.jpg", "", "  b  ") == {"photos/val/a.jpg", "photos/train/a.jpg", "photos/val/b.jpg"}
+    assert found("scenes:5:1") == {"scenes:5:1"}
+    for line in ("1", "al/a.jpg", "photos"):
+        with pytest.raises(ValueError, match="None of the 1 names"):
+            found(line)
+    with pytest.raises(ValueError, match="There is no file of names"):
+        named(photos, tmp_path / "nowhere.txt")
+
+
+def test_a_photo_in_a_shard_is_named_without_it(tmp_path):
+    write_shard(tmp_path / "a.tar", "000001", "000002")
+    names = tmp_path / "names.txt"
+    for line in ("000002", "a.tar:000002"):
+        names.write_text(line)
+        assert named(open_photos(tmp_path / "a.tar"), names) == {1}

@@ -44,6 +44,7 @@ def test_the_python_on_the_first_screen_runs(tmp_path: Path, monkeypatch: pytest
         "scripts/convert_llava.py",
         "eval/zeroshot.py",
         "eval/vqa.py",
+        "eval/fidelity.py",
         "eval/speed.py",
     ],
 )

@@ -35,6 +35,13 @@ def test_only_the_asked_tokens_and_points_are_drawn() -> None:
     assert points[8, 8].sum() > 0
 
 
+def test_context_is_grey_and_below_the_tokens() -> None:
+    black, corner = Image.new("RGB", (64, 64)), torch.tensor([[0.0, 0.0, 0.5, 0.5]])
+    alone, beside = (np.asarray(draw_boxes(black, boxes, context=corner)) for boxes in (corner[:0], corner))
+    assert np.ptp(alone[0, 0]) == 0 < alone[0, 0].min()
+    assert np.ptp(beside[0, 0]) > 0
+
+
 @pytest.mark.parametrize("focusing", ["inherited", "chosen", "fresh"])
 def test_every_step_has_a_panel(focusing: str) -> None:
     model = randomize(tiny_model(focusing), scale=0.05)

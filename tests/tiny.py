@@ -30,6 +30,7 @@ def tiny_config(focusing: str = "inherited", **overrides: object) -> SparseForme
         teacher_grid=4,
         glimpse_size=16,
         coarse_blocks=1,
+        context_blocks=2,
         hidden_size=64,
         num_hidden_layers=3,
         num_attention_heads=2,

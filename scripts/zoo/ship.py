@@ -10,6 +10,7 @@ from sfvlm.packing import store_half, store_without_tower
 from sfvlm.zoo import WEIGHTS, shipped
 
 CARDS = Path(__file__).parent / "cards"
+PATHS = ("teacher", "started_from", "source", "leave_out", "host_prompts", "teacher_cache")
 LIMIT = 45_000_000  # bytes, all together
 
 
@@ -26,9 +27,11 @@ class ShipOptions:
 
 
 def name_without_folders(described: Path) -> None:
-    """The photos a `bootstrap.json` names, by their files alone: where they lay is nobody's business."""
+    """The files a `bootstrap.json` names, by their names alone: where they lay is nobody's business."""
     facts = json.loads(described.read_text(encoding="utf-8"))
     facts["photos"] = [source.rpartition("/")[2] for source in facts["photos"]]
+    for part in (facts, facts.get("host") or {}, facts["options"]):
+        part |= {name: part[name].rpartition("/")[2] for name in PATHS if part.get(name)}
     write_text(described, json.dumps(facts, indent=1) + "\n")
 
 

@@ -13,7 +13,7 @@ from ..bootstrap import bootstrap
 from ..bootstrap_options import BootstrapOptions
 from ..chat import open_host
 from ..cli import say
-from ..configuration import Focusing, SparseFormerConfig
+from ..configuration import CHOICE, Focusing, SparseFormerConfig
 from ..export import open_student
 from ..images import open_photos
 from ..inherit import check_descent, inherit, student_config, take_over
@@ -41,8 +41,8 @@ class BootstrapCommand:
     out: Path = Path("runs/quickstart")
     """Folder to write; also holds checkpoints and metrics along the way."""
     start_from: Path | None = None
-    """SparseFormer folder to train on, such as for another host with the same tower; its architecture counts then, and not the
-    flags. Default: the teacher's own weights."""
+    """SparseFormer folder to train on, such as for another host with the same tower; its architecture counts then, and of
+    the flags for it even_share, context_share and context_blocks where they are given. Default: the teacher's own weights."""
     num_tokens: int = 49
     """Budget: tokens a photo becomes."""
     focusing: Focusing = "inherited"
@@ -58,6 +58,13 @@ class BootstrapCommand:
     """Share of the photo's side that the boxes of the closer look tile at the start, inherited focusing only."""
     glimpse_size: int | None = None
     """Samples a side of a box, inherited focusing only; default the teacher's patch size."""
+    even_share: float | None = None
+    """Share of the tokens that go to the best patch of each region of an even grid, the others to the best of all; chosen
+    focusing only, default all of them."""
+    context_share: float | None = None
+    """How many more patches are looked at as context of the tokens, as a share of them; chosen focusing only, default a half."""
+    context_blocks: int | None = None
+    """Leading blocks that this context stays for; default two thirds, or the earlier ones of START_FROM."""
     image_size: int | None = None
     """Side of the student's photos in pixels; default the teacher's."""
     resume: bool = False
@@ -76,6 +83,10 @@ def bootstrap_command(command: BootstrapCommand) -> None:
         check_descent(earlier.config, teacher, str(command.start_from))
         config = earlier.config
         config.aligned_layers = None  # a host sets its own
+        for name in CHOICE:
+            if getattr(command, name) is not None:
+                setattr(config, name, getattr(command, name))
+        config.check_choice()
     student, report = inherit(teacher, config, command.tuned_blocks, command.training.seed)
     if earlier is not None:
         report = take_over(student, report, earlier, str(command.start_from))
@@ -107,7 +118,9 @@ def _place_of_host(options: BootstrapOptions) -> dict[str, Any]:
 
 
 def _student_config(command: BootstrapCommand, teacher: Teacher) -> SparseFormerConfig:
-    given = {name: getattr(command, name) for name in ("coarse_blocks", "box_zoom", "glimpse_size", "image_size")}
+    given = {
+        name: getattr(command, name) for name in ("coarse_blocks", "box_zoom", "glimpse_size", "image_size", *CHOICE)
+    }
     return student_config(
         teacher.config,
         focusing=command.focusing,

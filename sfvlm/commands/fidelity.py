@@ -1,0 +1,128 @@
+"""The command behind `eval/fidelity.py`: how near towers keep a host to what it says with its dense one."""
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..chat import open_host
+from ..cli import say
+from ..fidelity import Fidelity, measure_fidelity
+from ..host_reader import HostReader
+from ..host_texts import Interview, read_prompts
+from ..images import open_photos
+from ..results import Row, check_json, short_names, write_results
+from ..sides import twin_of
+from ..teachers import open_teacher
+from ..views import Selection
+from ..vqa_statistics import Interval, mean_interval, paired_comparison
+from .vqa import put_tower, split_tower
+
+
+@dataclass(frozen=True)
+class FidelityCommand:
+    """Measure how near towers keep a LLaVA to what it says with its own dense tower: any photos, no labels."""
+
+    host: str = "llava-tiny"
+    """LLaVA with its dense tower: folder, hub id or name of the zoo."""
+    tower: list[str] = field(default_factory=lambda: ["sparseformer-tiny-49"])
+    """SparseFormer folders or names of the zoo, or reduce:METHOD for the host's own tower with few tokens; behind @ so many
+    image tokens, as in runs/sf49@36 reduce:average@49."""
+    photos: list[str] = field(default_factory=lambda: ["scenes:100:1000000"])
+    """Folders, tar shards, Hugging Face datasets on disk, or scenes:COUNT:SEED; such that no tower was trained on."""
+    limit: int = 200
+    """At most so many photos, spread evenly over all; 0 for all."""
+    turns: int = 4
+    """Prompts a photo."""
+    prompts: Path | None = None
+    """File of these prompts, one a line; default general ones, and those a photo's source brings along."""
+    seed: int = 0
+    """Of the prompts."""
+    batch_size: int = 16
+    """Photos at once."""
+    dtype: str | None = None
+    """Default the checkpoint's own, but float32 on a CPU."""
+    device: str | None = None
+    """Default cuda where there is one."""
+    out: Path | None = None
+    """A .json file to write; the folder of that name keeps the host's answers, which the next call takes from there."""
+
+
+def fidelity_command(command: FidelityCommand) -> None:
+    """Asks the dense host, reads its answers through each tower, and prints a table."""
+    check_json(command.out)
+    _check(command)
+    prompts = read_prompts(command.prompts) if command.prompts else ()
+    every = open_photos(command.photos)
+    count = min(command.limit, len(every)) or len(every)
+    photos = Selection(every, [number * len(every) // count for number in range(count)])
+    host = open_host(command.host, dtype=command.dtype, device=command.device)
+    dense = open_teacher(command.host).model.to(host.model.device, host.model.dtype)
+    # A swap takes the dense tower out of its host: each is made on a twin of the same weights.
+    towers: dict[str, Any] = {}
+    for name, tower in zip(short_names(command.tower), command.tower, strict=True):
+        twin = twin_of(host)
+        put_tower(twin, tower)
+        towers[name] = twin.model.model.vision_tower
+    reader = HostReader(host.model, host.processor)
+    interview = Interview(
+        reader, host.processor, host.fingerprint, dense, command.turns, command.seed, prompts, command.batch_size
+    )
+    answers = None if command.out is None else command.out.with_suffix("") / "answers.jsonl"
+    try:
+        found = measure_fidelity(interview, towers, photos, answers)
+    except KeyboardInterrupt:
+        kept = "the same command continues" if answers is not None else "without --out nothing is kept"
+        sys.stderr.write(f"\nInterrupted; {kept}.\n")
+        raise SystemExit(130) from None
+    first = next(iter(found.values()))
+    rows = [_row(command, name, towers[name].config.budget, each, first) for name, each in found.items()]
+    say(
+        f"\nWhat {command.host} says with its own tower, through others: {len(first.photos)} photos, {command.turns} prompts each"
+    )
+    say(fidelity_table(rows))
+    if command.out is not None:
+        asked = {name: getattr(command, name) for name in ("turns", "seed", "limit")}
+        write_results(command.out, rows, {"command": shlex.join(sys.argv), "device": str(host.model.device), **asked})
+        say(f"\nWrote {command.out}; the answers are in {answers}.")
+
+
+def _check(command: FidelityCommand) -> None:
+    for name, least in (("limit", 0), ("turns", 1), ("batch_size", 1)):
+        if getattr(command, name) < least:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is {getattr(command, name)}; it must be at least {least}.")
+    if not command.tower:
+        raise ValueError("There is no tower to measure: give --tower.")
+    for tower in command.tower:
+        split_tower(tower)
+        if command.tower.count(tower) > 1:
+            raise ValueError(f"The tower {tower} is given {command.tower.count(tower)} times: once is enough.")
+
+
+def _row(command: FidelityCommand, name: str, tokens: int, found: Fidelity, first: Fidelity) -> Row:
+    metrics: dict[str, float] = {"tokens": tokens, "photos": len(found.photos)}
+    for measure in ("divergence", "same_words"):
+        _add(metrics, measure, mean_interval(getattr(found, measure), found.photos))
+    if found is not first:
+        _add(metrics, "difference", paired_comparison(first.divergence, found.divergence, found.photos).difference)
+    dataset = "+".join(short_names(command.photos))
+    return dict(dataset=dataset, model=name, pretrained=command.host, task="fidelity", metrics=metrics, language="en")
+
+
+def _add(metrics: dict[str, float], name: str, interval: Interval) -> None:
+    metrics |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def fidelity_table(rows: list[Row]) -> str:
+    """Results as an aligned table, a row a tower; the difference from the first one is paired, photo by photo."""
+    ends = ("95 % from", "to")
+    lines = [["tower", "tokens", "nats a word", *ends, "same words", *ends, "difference", *ends]]
+    for row in rows:
+        numbers = row["metrics"]
+        lines.append([row["model"], f"{numbers['tokens']:.0f}"])
+        for name, form in (("divergence", "{:.3f}"), ("same_words", "{:.1%}"), ("difference", "{:+.3f}")):
+            lines[-1] += [form.format(numbers[name + end]) if name in numbers else "" for end in ("", "_low", "_high")]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)

@@ -1,0 +1,125 @@
+"""How near a sparse tower keeps a host to what it says with its dense one: any photos, no labels, no benchmark.
+
+    photos --> the dense host's own answers --> its next-word distributions at each word, dense and sparse --> divergence
+
+A benchmark counts the answers that turned from right to wrong; this measures every word of every answer, changed or
+nearly so. It says nothing of how good the host is.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from .alignment import word_divergence
+from .decode import UnreadablePhoto
+from .host_reader import Texts
+from .host_texts import Conversations, Interview, distinct_names
+from .images import SomePhotos
+from .views import evaluation_view, normalize
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near one tower keeps the host, by photo; photos of which nothing could be said are left out.
+
+    Attributes:
+        photos: (P,) their keys.
+        divergence: (P,) nats a word from the dense host's next-word distribution, averaged over words, then answers.
+        same_words: (P,) share of the words that come first with either tower, averaged alike.
+    """
+
+    photos: tuple[str, ...]
+    divergence: tuple[float, ...]
+    same_words: tuple[float, ...]
+
+
+@torch.no_grad()
+def measure_fidelity(
+    interview: Interview,
+    towers: Mapping[str, Any],
+    photos: SomePhotos,
+    answers: Path | None = None,
+) -> dict[str, Fidelity]:
+    """Asks a host about photos with its dense tower, and reads its answers again through others.
+
+    A photo is read as LLaVA-1.5 reads it: the square in its middle, one sequence of tokens. Of a host that cuts photos into
+    tiles this is the overview alone.
+
+    Args:
+        interview: Of the dense host.
+        towers: By name; `towers[name](pixels, output_hidden_states=True)` gives the states of the layers that the host reads,
+            and their `config` says of which size and normalisation the pixels are.
+        photos: Asked about.
+        answers: File that keeps the answers, from which another call takes them.
+
+    Raises:
+        ValueError: None of the photos can be read or is answered with a word.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        turns = interview.answers(photos, answers or Path(folder) / "answers.jsonl")
+    names = distinct_names(photos.key(index) for index in range(len(photos)))
+    told = [index for index, each in enumerate(turns) if any(answer for _, answer in each)]
+    conversations = Conversations(interview.processor, turns, interview.seed)
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in towers}
+    keys: list[str] = []
+    for start in tqdm(range(0, len(told), interview.at_once), desc="reading", unit="batch"):
+        opened = _opened(photos, told[start : start + interview.at_once])
+        if not opened:
+            continue
+        keys += [names[index] for index in opened]
+        views = _Views(list(opened.values()), next(interview.dense.parameters()))
+        texts = conversations.batch(torch.tensor(list(opened)), torch.zeros(len(opened))).to(views.like.device)
+        dense = _logits(interview, interview.dense(views.of(interview.dense.config)).hidden_states, texts)
+        for name, tower in towers.items():
+            states = tower(views.of(tower.config), output_hidden_states=True).hidden_states
+            ours = _logits(interview, states, texts)
+            same = (ours.argmax(dim=-1) == dense.argmax(dim=-1)).float()
+            found[name].append((_by_photo(word_divergence(ours, dense), texts), _by_photo(same, texts)))
+    if not keys:
+        raise ValueError(f"The host says nothing of any of the {len(photos)} photos, or none of them can be read.")
+    return {
+        name: Fidelity(tuple(keys), *(tuple(torch.cat(each).tolist()) for each in zip(*batches, strict=True)))
+        for name, batches in found.items()
+    }
+
+
+def _opened(photos: SomePhotos, indices: Sequence[int]) -> dict[int, Image.Image]:
+    """Those that can be read still: answers may be older than what became of a photo."""
+    found = {}
+    for index in indices:
+        with suppress(UnreadablePhoto):
+            found[index] = photos[index].image
+    return found
+
+
+class _Views:
+    """A batch of photos at the size and normalisation of each tower, like a parameter in type and place."""
+
+    def __init__(self, images: Sequence[Image.Image], like: Tensor) -> None:
+        self.images, self.like = images, like
+
+    def of(self, config: Any) -> Tensor:
+        """(B, 3, S, S)."""
+        pixels = torch.stack([evaluation_view(image, config.image_size) for image in self.images]).to(self.like.device)
+        return normalize(pixels, config.image_mean, config.image_std).to(self.like.dtype)
+
+
+def _logits(interview: Interview, states: Sequence[Tensor], texts: Texts) -> Tensor:
+    """States of (B, [1 +] N, D) -> (M, V) at each of the host's own words."""
+    reader, class_tokens = interview.reader, int(interview.dense.config.has_cls_token)
+    return reader.next_token_logits(reader.project(reader.select(states, class_tokens)), texts)
+
+
+def _by_photo(values: Tensor, texts: Texts) -> Tensor:
+    """A value a word (M,), averaged over an answer's words, then over a photo's answers: (B,)."""
+    sums, weights = (torch.zeros(len(texts.after), device=values.device) for _ in range(2))
+    sums.index_add_(0, texts.row, values * texts.weight)
+    return (sums / weights.index_add_(0, texts.row, texts.weight)).cpu()
