@@ -122,7 +122,8 @@ class _Run:
         world = self.accelerator.num_processes
         if options.batch_size % world:
             raise ValueError(f"batch_size {options.batch_size} is not a multiple of the {world} processes.")
-        self.training_photos, self.held_back = _split(photos, options)
+        self.left_out = named(photos, options.leave_out) if options.leave_out else set()
+        self.training_photos, self.held_back = _split(photos, options, self.left_out)
         self.photo_names, self.held_back_names = names_hash(self.training_photos), names_hash(self.held_back)
         self.skips = SkipLog(out / "skipped.jsonl") if self.is_main else None
 
@@ -403,7 +404,7 @@ class _Run:
             "started_from": self.report.earlier,
             "photos": list(self.photos.origins),
             "photos_read": len({*self.training_photos.indices.tolist(), *self.held_back.indices.tolist()}),
-            "photos_left_out": len(named(self.photos, self.options.leave_out)) if self.options.leave_out else 0,
+            "photos_left_out": len(self.left_out),
             "photos_held_back": len(self.held_back),
             "photos_skipped": self.skips.count if self.skips else 0,
             "photos_seen": self.step * self.options.batch_size,
@@ -417,16 +418,14 @@ class _Run:
         export_student(model, self.out, self.report, facts)
 
 
-def _split(photos: Photos, options: BootstrapOptions) -> tuple[Selection, Selection]:
-    """Training photos and held-back ones, by a permutation of the seed.
+def _split(photos: Photos, options: BootstrapOptions, left_out: set[int]) -> tuple[Selection, Selection]:
+    """Training photos and held-back ones, without those left out, by a permutation of the seed.
 
     Raises:
-        ValueError: No photo is left, or the file of those to leave out names none of them.
+        ValueError: No photo is left.
     """
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(options.seed)).tolist()
-    if options.leave_out is not None:
-        left_out = named(photos, options.leave_out)
-        order = [index for index in order if index not in left_out]
+    order = [index for index in order if index not in left_out]
     if options.most_photos:
         order = order[: options.most_photos]
     if not order:

@@ -23,7 +23,7 @@ from .decode import UnreadablePhoto
 from .host_reader import Texts
 from .host_texts import Conversations, Interview, distinct_names
 from .images import SomePhotos
-from .views import evaluation_view, normalize
+from .views import tower_pixels
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,21 @@ def measure_fidelity(
     conversations = Conversations(interview.processor, turns, interview.seed)
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in towers}
     keys: list[str] = []
+    like = next(interview.dense.parameters())
+    configs = [interview.dense.config, *(tower.config for tower in towers.values())]
+    views = {_view(config): config for config in configs}  # most towers see a photo alike
     for start in tqdm(range(0, len(told), interview.at_once), desc="reading", unit="batch"):
         opened = _opened(photos, told[start : start + interview.at_once])
         if not opened:
             continue
         keys += [names[index] for index in opened]
-        views = _Views(list(opened.values()), next(interview.dense.parameters()))
-        texts = conversations.batch(torch.tensor(list(opened)), torch.zeros(len(opened))).to(views.like.device)
-        dense = _logits(interview, interview.dense(views.of(interview.dense.config)).hidden_states, texts)
+        texts = conversations.batch(torch.tensor(list(opened)), torch.zeros(len(opened))).to(like.device)
+        images = list(opened.values())
+        pixels = {view: tower_pixels(images, config, like) for view, config in views.items()}
+        states = interview.dense(pixels[_view(interview.dense.config)]).hidden_states
+        dense = _logits(interview, states, texts)
         for name, tower in towers.items():
-            states = tower(views.of(tower.config), output_hidden_states=True).hidden_states
+            states = tower(pixels[_view(tower.config)], output_hidden_states=True).hidden_states
             ours = _logits(interview, states, texts)
             same = (ours.argmax(dim=-1) == dense.argmax(dim=-1)).float()
             found[name].append((_by_photo(word_divergence(ours, dense), texts), _by_photo(same, texts)))
@@ -100,16 +105,9 @@ def _opened(photos: SomePhotos, indices: Sequence[int]) -> dict[int, Image.Image
     return found
 
 
-class _Views:
-    """A batch of photos at the size and normalisation of each tower, like a parameter in type and place."""
-
-    def __init__(self, images: Sequence[Image.Image], like: Tensor) -> None:
-        self.images, self.like = images, like
-
-    def of(self, config: Any) -> Tensor:
-        """(B, 3, S, S)."""
-        pixels = torch.stack([evaluation_view(image, config.image_size) for image in self.images]).to(self.like.device)
-        return normalize(pixels, config.image_mean, config.image_std).to(self.like.dtype)
+def _view(config: Any) -> tuple[Any, ...]:
+    """What a tower's pixels depend on."""
+    return config.image_size, tuple(config.image_mean), tuple(config.image_std)
 
 
 def _logits(interview: Interview, states: Sequence[Tensor], texts: Texts) -> Tensor:

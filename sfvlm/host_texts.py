@@ -27,7 +27,7 @@ from .host_reader import HostReader, Texts
 from .images import SomePhotos
 from .scene_texts import with_article
 from .teachers import DenseTransformer
-from .views import evaluation_view, normalize
+from .views import tower_pixels
 from .vqa_questions import SHORT_ANSWER
 from .vqa_sources import CAPTION_PROMPT
 
@@ -162,9 +162,7 @@ class Interview:
         ]
         config, parameter = self.dense.config, next(self.dense.parameters())
         device = parameter.device
-        pixels = torch.stack([evaluation_view(photo.image, config.image_size) for photo in opened.values()]).to(device)
-        pixels = normalize(pixels, config.image_mean, config.image_std).to(parameter.dtype)
-        states = self.dense(pixels).hidden_states
+        states = self.dense(tower_pixels([photo.image for photo in opened.values()], config, parameter)).hidden_states
         seen = self.reader.project(self.reader.select(states, int(config.has_cls_token)))
         cuts = [
             [cut(self.processor, written(self.processor, [user_message(prompt, 1)])) for prompt in prompts]

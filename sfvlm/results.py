@@ -36,6 +36,11 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         cells = [form.format(row["metrics"][name]) if name in row["metrics"] else "" for name, _, form in columns]
         lines.append([row["model"], *cells])
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text, the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
 

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -102,6 +102,12 @@ def normalize(
     offset = torch.tensor(mean, dtype=torch.float32, device=pixels.device).view(channels)
     divisor = torch.tensor(std, dtype=torch.float32, device=pixels.device).view(channels)
     return pixels.float().div_(255).sub_(offset).div_(divisor)
+
+
+def tower_pixels(images: Sequence[Image.Image], config: Any, like: torch.Tensor) -> torch.Tensor:
+    """Photos as a tower of this configuration sees them, in type and place like a tensor: -> (B, 3, S, S)."""
+    pixels = torch.stack([evaluation_view(image, config.image_size) for image in images]).to(like.device)
+    return normalize(pixels, config.image_mean, config.image_std).to(like.dtype)
 
 
 class Selection(Dataset[Photo]):

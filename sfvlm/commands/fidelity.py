@@ -12,7 +12,7 @@ from ..fidelity import Fidelity, measure_fidelity
 from ..host_reader import HostReader
 from ..host_texts import Interview, read_prompts
 from ..images import open_photos
-from ..results import Row, check_json, short_names, write_results
+from ..results import Row, aligned, check_json, short_names, write_results
 from ..sides import twin_of
 from ..teachers import open_teacher
 from ..views import Selection
@@ -124,5 +124,4 @@ def fidelity_table(rows: list[Row]) -> str:
         lines.append([row["model"], f"{numbers['tokens']:.0f}"])
         for name, form in (("divergence", "{:.3f}"), ("same_words", "{:.1%}"), ("difference", "{:+.3f}")):
             lines[-1] += [form.format(numbers[name + end]) if name in numbers else "" for end in ("", "_low", "_high")]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+    return aligned(lines)

@@ -17,7 +17,7 @@ from ..devices import usable_device
 from ..images import open_photos
 from ..reduce import REDUCE, reduce_host
 from ..reduce_methods import method_named
-from ..results import Row, check_json, short_names, write_results
+from ..results import Row, aligned, check_json, short_names, write_results
 from ..swap import swap
 from ..vqa import (
     BENCHMARKS,
@@ -302,8 +302,7 @@ def vqa_table(rows: Sequence[Row], headline: str, shown: Sequence[str] = ()) -> 
     lines = [["model", *(heading for _, heading in columns)]]
     for row in rows:
         lines.append([row["model"], *(_cell(name, row["metrics"].get(name), headline) for name, _ in columns)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+    return aligned(lines)
 
 
 def _cell(name: str, value: float | None, headline: str) -> str:
