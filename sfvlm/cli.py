@@ -16,6 +16,7 @@ COMMANDS = {
     "zeroshot": ("sfvlm.commands.zeroshot", "ZeroShotCommand", "zeroshot_command"),
     "swap": ("sfvlm.commands.swap", "SwapCommand", "swap_command"),
     "vqa": ("sfvlm.commands.vqa", "VqaCommand", "vqa_command"),
+    "retained": ("sfvlm.commands.retained", "RetainedCommand", "retained_command"),
     "fidelity": ("sfvlm.commands.fidelity", "FidelityCommand", "fidelity_command"),
     "convert": ("sfvlm.commands.convert", "ConvertCommand", "convert_command"),
     "speed": ("sfvlm.commands.speed", "SpeedCommand", "speed_command"),

@@ -1,11 +1,13 @@
 """Files and folders that are whole or absent: written under a temporary name beside their own, then renamed."""
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -69,3 +71,8 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file in one piece: readers see the old content or the new, never a part."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_text` of JSON that people can read too."""
+    write_text(path, json.dumps(content, indent=1) + "\n")

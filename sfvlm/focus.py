@@ -3,7 +3,7 @@
     with focused(host, photo, box) as (twin, pixels):
         twin.stream(messages, [photo], pixel_values=pixels)
 
-and what that is worth on rendered scenes: `ask_scenes` asks about single objects, with and without focus on each one's box.
+and what that is worth on rendered scenes: `ask_scenes` asks about things in them, with and without focus on what is asked about.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,13 +18,14 @@ from tqdm import tqdm
 from .chat import Host, user_message
 from .configuration import SparseFormerConfig
 from .looking import tower_of, view_pixels
-from .scene_texts import Box, SceneObject
+from .scene_texts import Box, SceneObject, plural
+from .scene_texts import Question as SceneQuestion
 from .scenes import Scene, render_scene
 from .sides import twin_of
 from .vqa_questions import SHORT_ANSWER, Question
 
 MAX_SIDE = 2048  # pixels
-ASKED = ("color", "shape", "read")  # kinds of questions about one thing alone, wherever it lies
+ASKED = ("color", "shape", "read", "count")  # kinds of questions that certain things answer, wherever they lie
 SMALL = 0.1  # of the photo's side: the longer side of a small object's box
 
 
@@ -71,10 +72,10 @@ def padded(box: Box, margin: float = 0.5, least: float = 0.1) -> Box:
 
 @dataclass(frozen=True)
 class Case:
-    """A question about one object of a rendered scene."""
+    """A question about one object of a rendered scene, or how many there are of a kind."""
 
     scene: Scene
-    thing: SceneObject
+    things: tuple[SceneObject, ...]
     question: Question
 
     @property
@@ -82,13 +83,19 @@ class Case:
         return self.scene.image
 
     @property
+    def box(self) -> Box:
+        """Around all that is asked about."""
+        x1, y1, x2, y2 = zip(*(thing.box for thing in self.things), strict=True)
+        return min(x1), min(y1), max(x2), max(y2)
+
+    @property
     def is_small(self) -> bool:
-        x1, y1, x2, y2 = self.thing.box
-        return max(x2 - x1, y2 - y1) < SMALL
+        """Whether each thing is; they may lie far apart."""
+        return all(max(x2 - x1, y2 - y1) < SMALL for x1, y1, x2, y2 in (thing.box for thing in self.things))
 
 
 def scene_cases(count: int, seed: int, *, image_size: int = 896, small_objects: bool = False) -> list[Case]:
-    """Questions about single objects of scenes, with more pixels than a tower takes.
+    """Questions about objects of scenes, with more pixels than a tower takes.
 
     Args:
         count: Scenes.
@@ -100,33 +107,35 @@ def scene_cases(count: int, seed: int, *, image_size: int = 896, small_objects: 
     for index in range(count):
         scene = render_scene(seed, index, image_size, small_objects)
         for number, asked in enumerate(scene.questions):
-            thing = asked_object(asked.question, scene.objects) if asked.kind in ASKED else None
-            if thing is not None:
+            things = asked_objects(asked, scene.objects) if asked.kind in ASKED else ()
+            if things:
                 name, text = f"scenes:{seed}:{index}", asked.question + SHORT_ANSWER
-                found.append(Case(scene, thing, Question(f"{name}:{number}", name, text, (asked.answer,), asked.kind)))
+                found.append(Case(scene, things, Question(f"{name}:{number}", name, text, (asked.answer,), asked.kind)))
     return found
 
 
-def asked_object(question: str, objects: Sequence[SceneObject]) -> SceneObject | None:
-    """The one object that a question is about; None where it is about several."""
-    if "biggest" in question:
-        return objects[0]
-    words = question.rstrip("?").lower().split()
-    named = [item for item in objects if item.color in words and item.shape in words]
-    either = [item for item in objects if item.color in words or item.shape in words]
-    found = named or either
-    return found[0] if len(found) == 1 else None
+def asked_objects(asked: SceneQuestion, objects: Sequence[SceneObject]) -> tuple[SceneObject, ...]:
+    """What a question is about: one object, or all that are counted; none where it leaves open which one."""
+    words = asked.question.rstrip("?").lower().split()
+    if asked.kind == "count":
+        everything = "How many objects" in asked.question
+        return tuple(item for item in objects if everything or item.color in words or plural(item.shape) in words)
+    if "biggest" in words:
+        return tuple(objects[:1])
+    named = tuple(item for item in objects if item.color in words and item.shape in words)
+    found = named or tuple(item for item in objects if item.color in words or item.shape in words)
+    return found if len(found) == 1 else ()
 
 
 def ask_scenes(host: Host, cases: Sequence[Case], share: float | None, *, margin: float = 0.5) -> list[str]:
-    """Greedy answers; with a share of the tokens focused on the asked object and the room around it, or without (None)."""
+    """Greedy answers; with a share of the tokens focused on what is asked about and the room around it, or without (None)."""
     answers = []
     for case in tqdm(cases, desc=host.source, unit="q"):
         messages = [user_message(case.question.text, 1)]
         if share is None:
             answers += host.answer_messages([messages], [[case.image]], max_new_tokens=16)
             continue
-        with focused(host, case.image, padded(case.thing.box, margin), share) as (twin, pixels):
+        with focused(host, case.image, padded(case.box, margin), share) as (twin, pixels):
             reply = twin.stream(messages, [case.image], max_new_tokens=16, pixel_values=pixels)
             answers.append("".join(reply).strip())
     return answers
@@ -136,7 +145,7 @@ def ask_crops(host: Host, cases: Sequence[Case], *, margin: float = 0.5) -> list
     """Greedy answers about the same rectangles, cut out and shown as photos of their own: what any host can do."""
     answers = []
     for case in tqdm(cases, desc=f"{host.source}, cut out", unit="q"):
-        corners = [round(each * case.image.width) for each in padded(case.thing.box, margin)]
+        corners = [round(each * case.image.width) for each in padded(case.box, margin)]
         photo = case.image.crop((corners[0], corners[1], corners[2], corners[3]))
         answers += host.answer([photo], [case.question.text], max_new_tokens=16)
     return answers

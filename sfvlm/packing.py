@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .files import replacing, write_text
+from .files import replacing, write_json, write_text
 
 WEIGHTS_FILE = "model.safetensors"
 TOWER_FILE = "tower.json"
@@ -111,7 +111,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], out: Path, tower: dict[str,
         _copy_files(folder, temporary)
         _save(tensors, temporary)
         if tower is not None:
-            write_text(temporary / TOWER_FILE, json.dumps(tower, indent=1) + "\n")
+            write_json(temporary / TOWER_FILE, tower)
 
 
 def _halved(folder: Path) -> dict[str, Tensor]:

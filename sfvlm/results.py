@@ -1,14 +1,13 @@
 """Results of an evaluation: a table for people, and the files that CLIP_benchmark reads."""
 
 import importlib.metadata
-import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .files import write_text
+from .files import write_json
 from .metrics import RECALLS
 
 Row = dict[str, Any]  # CLIP_benchmark's six keys: dataset, model, pretrained, task, metrics, language
@@ -55,9 +54,9 @@ def write_results(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     for row in rows:
         name = re.sub(r"[^\w.@-]+", "-", "_".join(row[key] for key in ("dataset", "pretrained", "model", "task")))
-        write_text(folder / f"{name.strip('-')[-200:]}.json", json.dumps(row, indent=1) + "\n")
+        write_json(folder / f"{name.strip('-')[-200:]}.json", row)
     content = {"results": list(rows), **facts, **provenance("sfvlm", "torch", "transformers", "numpy", "pillow")}
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_json(path, content)
     return folder
 
 

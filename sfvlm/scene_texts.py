@@ -104,7 +104,7 @@ def scene_questions(rng: np.random.Generator, objects: Sequence[SceneObject]) ->
     ask("count", "How many objects are there?", len(objects))
     for shape in sorted({*shapes, pick(rng, SHAPES)}):
         if shape != "circle" or "ring" not in shapes:  # some call a ring a circle
-            ask("count", f"How many {_plural(shape)} are there?", shapes[shape])
+            ask("count", f"How many {plural(shape)} are there?", shapes[shape])
     for color in sorted(set(colors) - {item.color for item in signs}):
         ask("count", f"How many {color} objects are there?", colors[color])
     for item in objects:
@@ -159,7 +159,8 @@ def with_article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def _plural(name: str) -> str:
+def plural(name: str) -> str:
+    """For example "crosses"."""
     return name + ("es" if name.endswith("s") else "s")
 
 
@@ -168,7 +169,7 @@ def _listing(objects: Sequence[SceneObject]) -> str:
     parts: list[str] = []
     for (name, text), number in Counter((item.name, item.text) for item in objects).items():
         word = ("no", "one", "two", "three", "four", "five")[number]
-        noun = f"{word} {_plural(name)}" if number > 1 else with_article(name)
+        noun = f"{word} {plural(name)}" if number > 1 else with_article(name)
         parts.append(f"{noun} {text}" if text else noun)
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 

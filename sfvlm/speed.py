@@ -9,7 +9,6 @@ of encoders alone: `sfvlm.speed_encoders`; random models of published sizes to m
 """
 
 import importlib.metadata
-import json
 import platform
 import statistics
 import time
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from .files import write_text
+from .files import write_json
 
 Measured = TypeVar("Measured")
 Measures = dict[str, float]
@@ -213,4 +212,4 @@ def _processor() -> str:
 def write_costs(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
     """Writes rows and `facts` as JSON; the file is whole or absent."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    write_text(path, json.dumps({"rows": list(rows), **facts, "date": date}, indent=1) + "\n")
+    write_json(path, {"rows": list(rows), **facts, "date": date})

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import write_text
+from .files import write_json
 
 
 class TeacherCache:
@@ -40,7 +40,7 @@ class TeacherCache:
         shape = (num_views, num_photos, width)
         self._vectors = self._open(folder / "pooled.npy", shape, np.float32)
         self._known = self._open(folder / "known.npy", shape[:2], np.bool_)
-        write_text(described, json.dumps(key, indent=1))
+        write_json(described, key)
 
     @staticmethod
     def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:

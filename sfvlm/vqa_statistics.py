@@ -40,11 +40,8 @@ def mean_interval(
     strata: Sequence[Hashable] = (),
 ) -> Interval:
     """The mean of N scores of questions about `photos` (N,), each its photo; photos are drawn within their `strata` (N,)."""
-    sums, counts = _by_photo(np.asarray(scores, dtype=np.float64)[None], photos)
-    means = np.concatenate(
-        [drawn[0] / number for drawn, number in _resampled(sums, counts, _members(photos, strata), resamples, seed)]
-    )
-    return _interval(float(np.mean(scores)), means)
+    (mean,), (drawn,) = resampled_means([scores], photos, resamples, seed, strata)
+    return interval(mean, drawn)
 
 
 def paired_comparison(
@@ -56,20 +53,33 @@ def paired_comparison(
     strata: Sequence[Hashable] = (),
 ) -> Comparison:
     """Scores (N,) and (N,) of two models on the same N questions; both are drawn together, within strata."""
-    both = np.array([first, second], dtype=np.float64)  # (2, N)
-    sums, counts = _by_photo(both, photos)
-    resampled = list(_resampled(sums, counts, _members(photos, strata), resamples, seed))
-    ours, theirs = (np.concatenate([drawn[row] / number for drawn, number in resampled]) for row in (1, 0))
-    means = both.mean(axis=1)
+    means, (theirs, ours) = resampled_means([first, second], photos, resamples, seed, strata)
     retained = None
     if means[0] > 0 and theirs.min() > 0:
-        retained = _interval(float(means[1] / means[0]), ours / theirs)
+        retained = interval(means[1] / means[0], ours / theirs)
     return Comparison(
-        difference=_interval(float(means[1] - means[0]), ours - theirs),
+        difference=interval(means[1] - means[0], ours - theirs),
         retained=retained,
-        better=int((both[1] > both[0]).sum()),
-        worse=int((both[1] < both[0]).sum()),
+        better=sum(second_score > first_score for first_score, second_score in zip(first, second, strict=True)),
+        worse=sum(second_score < first_score for first_score, second_score in zip(first, second, strict=True)),
     )
+
+
+def resampled_means(
+    scores: Sequence[Sequence[float]],
+    photos: Sequence[Hashable],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    strata: Sequence[Hashable] = (),
+) -> tuple[Values, Values]:
+    """Scores of M models on the same N questions: their means (M,), and those of R drawings of photos (M, R).
+
+    All models are drawn together, so that what is computed from a drawing is paired.
+    """
+    values = np.array(scores, dtype=np.float64)  # (M, N)
+    sums, counts = _by_photo(values, photos)
+    drawn = [each / number for each, number in _resampled(sums, counts, _members(photos, strata), resamples, seed)]
+    return values.mean(axis=1), np.concatenate(drawn, axis=1)
 
 
 def _by_photo(scores: Values, photos: Sequence[Hashable]) -> tuple[Values, Values]:
@@ -102,6 +112,7 @@ def _resampled(
         yield sums[:, drawn].sum(axis=-1), counts[drawn].sum(axis=-1)
 
 
-def _interval(value: float, resampled: Values) -> Interval:
+def interval(value: float, resampled: Values) -> Interval:
+    """A value between the percentiles of its drawings (R,)."""
     low, high = np.percentile(resampled, [2.5, 97.5])
-    return Interval(value, float(low), float(high))
+    return Interval(float(value), float(low), float(high))

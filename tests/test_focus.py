@@ -15,7 +15,8 @@ from sfvlm import SparseFormerModel, roi
 from sfvlm.chat import Host, open_host, user_message
 from sfvlm.cli import run
 from sfvlm.commands.focus import FocusCommand, focus_command
-from sfvlm.focus import ask_crops, ask_scenes, asked_object, focus_side, focused, padded, scene_cases
+from sfvlm.focus import ask_crops, ask_scenes, asked_objects, focus_side, focused, padded, scene_cases
+from sfvlm.scene_texts import Question as SceneQuestion
 from sfvlm.sides import with_tower
 
 WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
@@ -163,14 +164,27 @@ def test_room_around_an_object_stays_on_the_photo() -> None:
     assert padded((0.0, 0.0, 1.0, 1.0)) == (0.0, 0.0, 1.0, 1.0)
 
 
-def test_questions_are_about_the_object_they_name() -> None:
+def test_questions_are_about_the_objects_they_name() -> None:
     cases = scene_cases(20, 5, image_size=64, small_objects=True)
-    assert {case.question.category for case in cases} == {"color", "shape", "read"}
+    assert {case.question.category for case in cases} == {"color", "shape", "read", "count"}
     for case in cases:
-        assert case.is_small and case.thing in case.scene.objects
-        truth = {"color": case.thing.color, "shape": case.thing.shape, "read": (case.thing.text or "").lower()}
-        assert truth[case.question.category] == case.question.answers[0]
-    assert asked_object("What shape is the mauve object?", cases[0].scene.objects) is None
+        thing, *others = case.things
+        assert case.is_small and set(case.things) <= set(case.scene.objects)
+        assert not others or case.question.category == "count"
+        truth = {"color": thing.color, "shape": thing.shape, "read": (thing.text or "").lower()}
+        assert case.question.answers[0] == truth.get(case.question.category, str(len(case.things)))
+    vague = SceneQuestion("What shape is the mauve object?", "star", "shape")
+    assert asked_objects(vague, cases[0].scene.objects) == ()
+
+
+def test_what_is_counted_lies_in_one_box() -> None:
+    counted = [case for case in scene_cases(20, 5, image_size=64) if len(case.things) > 1]
+    assert counted
+    for case in counted:
+        x1, y1, x2, y2 = case.box
+        corners = [thing.box for thing in case.things]
+        assert all(x1 <= box[0] and y1 <= box[1] and box[2] <= x2 and box[3] <= y2 for box in corners)
+        assert (x1, y2) == (min(box[0] for box in corners), max(box[3] for box in corners))
 
 
 def test_scenes_are_asked_with_focus_without_and_cut_out(host: Host) -> None:

@@ -17,7 +17,7 @@ from .vqa import vqa_table
 
 @dataclass(frozen=True)
 class FocusCommand:
-    """Ask about single objects of rendered scenes, with the boxes sent to each one and without."""
+    """Ask about objects of rendered scenes, with the boxes sent to what is asked about and without."""
 
     host: str = "llava-tiny"
     """A LLaVA with its dense tower, or a folder that was swapped."""
@@ -34,7 +34,7 @@ class FocusCommand:
     share: tuple[float, ...] = (1.0, 0.5)
     """Shares of the tokens that go into the rectangle, each measured."""
     margin: float = 0.5
-    """Room around the object, in its longer sides."""
+    """Room around what is asked about, in its longer sides."""
     device: str | None = None
     """Default cuda where there is one."""
     out: Path | None = None
@@ -51,7 +51,7 @@ def focus_command(command: FocusCommand) -> None:
         command.scenes, command.seed, image_size=command.image_size, small_objects=command.small_objects
     )
     if not cases:
-        raise ValueError(f"{command.scenes} scenes have no question about a single object: take more.")
+        raise ValueError(f"{command.scenes} scenes have no question of these kinds: take more.")
     answers = {"whole photo": ask_scenes(sides.sparse, cases, None)}
     for share in command.share:
         answers[f"{share:.0%} of the tokens"] = ask_scenes(sides.sparse, cases, share, margin=command.margin)
@@ -61,7 +61,7 @@ def focus_command(command: FocusCommand) -> None:
         answers["dense, cut out"] = ask_crops(sides.dense, cases, margin=command.margin)
     rows = _rows(command, cases, answers)
     shown = sorted({name for row in rows for name in row["metrics"] if name.startswith("accuracy/")})
-    say(f"\n{len(cases)} questions about single objects of {command.scenes} scenes, {command.image_size} pixels wide")
+    say(f"\n{len(cases)} questions about objects of {command.scenes} scenes, {command.image_size} pixels wide")
     say(vqa_table(rows, "accuracy", shown))
     if command.out is not None:
         write_results(command.out, rows, {"command": shlex.join(sys.argv)})

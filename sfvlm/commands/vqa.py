@@ -35,6 +35,7 @@ from ..vqa_answers import Shard, merge_shards, read_answers
 from ..vqa_metrics import Score
 from ..vqa_photos import NamedPhotos, SourcePhotos, TablePhotos, check_photos
 from ..vqa_questions import Question
+from ..vqa_retained import write_scores
 from ..vqa_sources import SCENE_TEST_SEED, Negatives, Split
 from ..zoo import folder_of, resolve
 
@@ -116,6 +117,8 @@ def vqa_command(command: VqaCommand) -> None:
     if command.out is not None:
         made = {name: getattr(command, name) for name in ("split", "negatives", "seed", "limit")}
         write_results(command.out, rows, {"command": shlex.join(sys.argv), "device": _device(command), **made})
+        names = [name for name, *_ in answered]
+        write_scores(command.out, command.benchmark, dict(zip(names, scores, strict=True)))
         say(f"\nWrote {command.out}; the answers are in {_folder(command.out)}.")
 
 

@@ -1,0 +1,57 @@
+"""The command that joins results of several benchmarks: what is retained of the first model, and who is ahead."""
+
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..cli import say
+from ..files import write_json
+from ..results import aligned, check_json, provenance
+from ..vqa_retained import BenchmarkScores, Retained, read_scores, retained
+from ..vqa_statistics import Interval
+
+
+@dataclass(frozen=True)
+class RetainedCommand:
+    """Join results of eval/vqa.py: the share of the first model's score that each other one retains, on average too."""
+
+    results: Annotated[list[Path], tyro.conf.Positional]
+    """Files that eval/vqa.py --out wrote, one a benchmark, all with the same first model."""
+    of: str | None = None
+    """The model whose lead over each other one is asked for, as the results name it; default the second."""
+    out: Path | None = None
+    """A .json file to write."""
+
+
+def retained_command(command: RetainedCommand) -> None:
+    """Reads the scores, draws photos, and prints a table."""
+    check_json(command.out)
+    files = [read_scores(path) for path in command.results]
+    found = retained(files, command.of)
+    of = next(each.model for each in found if each.lead is None)
+    say(retained_table(files, found, of))
+    say(
+        f"\nShares of the score of {found[0].model}, in per cent, with 95 % intervals (photos are resampled, all models alike)."
+    )
+    if command.out is not None:
+        benchmarks = [each.benchmark for each in files]
+        facts = {"benchmarks": benchmarks, "of": of, "command": shlex.join(sys.argv)}
+        write_json(command.out, {"retained": [asdict(each) for each in found], **facts, **provenance("sfvlm", "numpy")})
+        say(f"Wrote {command.out}.")
+
+
+def retained_table(files: list[BenchmarkScores], found: list[Retained], of: str) -> str:
+    """A row a model: its share a benchmark, the mean, and how far `of` is ahead of it."""
+    lines = [["model", *(each.benchmark for each in files), "mean", f"{of} is ahead by"]]
+    for each in found:
+        shares = [_text(share) for share in (*each.shares, each.mean)]
+        lines.append([each.model, *shares, "" if each.lead is None else _text(each.lead, "+")])
+    return aligned(lines)
+
+
+def _text(share: Interval, sign: str = "") -> str:
+    return f"{100 * share.value:{sign}.1f} ({100 * share.low:{sign}.1f} to {100 * share.high:{sign}.1f})"
