@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from .inherit import resample_kernel
 from .sparseformer import SparseFormerModel
 from .teachers import DenseTransformer, TeacherOutput
 
-Schedule = Literal["early", "gradual"]
+Schedule = Literal["early", "decreasing", "gradual"]
 
 
 class Cost(NamedTuple):
@@ -116,9 +116,10 @@ class TokenMerging(Control):
     Args:
         dense: The teacher.
         target: Image tokens that leave the last block.
-        schedule: "early" halves the tokens block by block until the target is reached, so that most blocks see the
-            target (196 to 49 takes two). "gradual" removes as many in every block, as published: the target is reached
-            only at the end, at a far higher cost.
+        schedule: "gradual" removes as many in every block, and "decreasing" fewer from block to block until none: both as
+            published, and far more costly than the target says, which is reached only at the end. "early" reaches it in the
+            first third of the blocks, by the same share in each, so that most blocks see no more than the target: what
+            merging comes to at the cost of a tower of few tokens.
     """
 
     citation = "ToMe, arXiv 2210.09461"
@@ -170,8 +171,7 @@ def make_controls(dense: DenseTransformer, num_tokens: int, image_size: int) -> 
     return [
         LowerResolution(dense, side),
         LargerPatch(dense, side, image_size),
-        TokenMerging(dense, num_tokens, "early"),
-        TokenMerging(dense, num_tokens, "gradual"),
+        *(TokenMerging(dense, num_tokens, schedule) for schedule in get_args(Schedule)),
     ]
 
 
@@ -237,13 +237,18 @@ def merging_counts(tokens: int, target: int, depth: int, schedule: Schedule) -> 
         ValueError: The target is not reached, however much every block merges.
     """
     target = min(target, tokens)
-    counts = [tokens]
     if schedule == "early":
-        for _ in range(depth):
-            counts.append(max(target, math.ceil(counts[-1] / 2)))
+        least = math.ceil(math.log2(tokens / max(target, 1)))  # blocks that would halve
+        blocks = max(1, round(depth / 3), least)
+        counts = [math.ceil(round(tokens * (target / tokens) ** (number / blocks), 6)) for number in range(blocks)]
+        counts = [*counts, *[target] * depth][: depth + 1]
     else:
-        counts = [tokens - round(number * (tokens - target) / depth) for number in range(depth + 1)]
-        for number in reversed(range(depth)):  # near a small target, equal steps would more than halve
+        shares = [1 if schedule == "gradual" else depth - 1 - number for number in range(depth)]
+        removed = [(tokens - target) * sum(shares[:number]) / max(1, sum(shares)) for number in range(depth)]
+        counts = [*(tokens - round(each) for each in removed), target]
+        for number in range(1, depth):  # such steps would more than halve few tokens: at the start, or near the target
+            counts[number] = max(counts[number], math.ceil(counts[number - 1] / 2))
+        for number in reversed(range(depth)):
             counts[number] = min(counts[number], 2 * counts[number + 1])
     if target < 1 or counts[0] != tokens or counts[-1] != target:
         raise ValueError(f"{depth} blocks cannot merge {tokens} tokens down to {target}: each at most halves them.")

@@ -1,11 +1,11 @@
 """The cheap alternatives to a sparse tower, as towers: the same swap and the same evaluation run them.
 
-    tower = reduce(open_teacher(host), "average", 49)          resolution, larger-patch, stride, average, cls-attention,
-    swap(model, processor, tower)                              diversity, merging, merging-gradual
+    tower = reduce(open_teacher(host), "average", 49)          a method of `sfvlm.reduce_methods`
+    swap(model, processor, tower)
     python scripts/swap_llava_tower.py --host H --tower reduce:average --num-tokens 49 --out DIR
 
-A `ReducedTower` is a host's own dense tower and a way to few tokens; nothing is trained. What each does, and where it
-comes from: `sfvlm.reduce_methods`. Its folders open with transformers' `from_pretrained` after `import sfvlm`.
+A `ReducedTower` is a host's own dense tower and a way to few tokens; nothing is trained. Its folders open with
+transformers' `from_pretrained` after `import sfvlm`.
 """
 
 import math

@@ -8,8 +8,9 @@
 | `average` | of each cell of a side x side grid, the mean token | |
 | `cls-attention` | tokens the class token attends to, others merged into a few | VisionZip, arXiv 2412.04467 |
 | `diversity` | tokens as unlike each other as can be | DivPrune, arXiv 2503.02175 |
-| `merging` | similar tokens merged in the first blocks, at most half of them in each | ToMe, arXiv 2210.09461 |
-| `merging-gradual` | as many merged in every block | ToMe, as published |
+| `merging` | similar tokens merged in the first third of the blocks, the same share in each | ToMe, arXiv 2210.09461 |
+| `merging-decreasing` | fewer merged from block to block | ToMe's second schedule |
+| `merging-gradual` | as many merged in every block | ToMe's first schedule |
 
 Only the first two and the merging ones spare the dense tower work; the others need all of it, and spare the LLM.
 
@@ -175,6 +176,7 @@ METHODS: dict[str, Method] = {
     "cls-attention": Method(cls_attention, choosing=True),
     "diversity": Method(diversity, choosing=True),
     "merging": Method(partial(merging, schedule="early"), schedule="early"),
+    "merging-decreasing": Method(partial(merging, schedule="decreasing"), schedule="decreasing"),
     "merging-gradual": Method(partial(merging, schedule="gradual"), schedule="gradual"),
 }
 

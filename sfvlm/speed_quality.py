@@ -21,6 +21,7 @@ CONTROLS = {
     "lower resolution": "resolution",
     "larger patch": "larger-patch",
     "ToMe, early": "merging",
+    "ToMe, decreasing": "merging-decreasing",
     "ToMe, gradual": "merging-gradual",
 }
 # What is plotted of a result, the first that it has, and how its axis is called.

@@ -1,6 +1,8 @@
 """The cheap ways to few tokens, and what they cost."""
 
 import copy
+from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from sfvlm.controls import (
     Control,
     LargerPatch,
     LowerResolution,
+    Schedule,
     TokenMerging,
     cost,
     macs,
@@ -69,7 +72,7 @@ def test_every_control_reaches_the_budget_and_returns_what_the_teacher_returns(p
     dense, pixels = dense_teacher(pooling), photos()
     teacher = dense(pixels)
     controls = make_controls(dense, 16, 32)
-    assert len(controls) == 4
+    assert len(controls) == 5
     for control in controls:
         output = control(pixels)
         assert image_tokens(control, pixels)[-1] == 16, control.name
@@ -83,7 +86,7 @@ def test_a_budget_the_teacher_does_not_exceed_has_no_controls():
     assert make_controls(dense_teacher(), 64, 32) == []
 
 
-@pytest.mark.parametrize("schedule", ["early", "gradual"])
+@pytest.mark.parametrize("schedule", get_args(Schedule))
 @pytest.mark.parametrize("pooling", KINDS)
 def test_merging_no_tokens_is_the_dense_teacher(pooling, schedule):
     dense, pixels = dense_teacher(pooling), photos()
@@ -142,24 +145,41 @@ def test_the_most_similar_pair_merges_first_and_the_others_keep_their_order():
     assert sizes.tolist() == [[1, 1, 2, 1, 1]]
 
 
-def test_the_early_schedule_halves_and_the_gradual_one_takes_equal_steps():
-    assert merging_counts(196, 49, 12, "early") == (98, *[49] * 11)
-    gradual = merging_counts(196, 49, 12, "gradual")
-    steps = {before - after for before, after in zip((196, *gradual), gradual, strict=False)}
-    assert gradual[-1] == 49
-    assert steps <= {12, 13}
-    assert merging_counts(64, 1, 6, "gradual")[-1] == 1  # equal steps would remove all at the end
+def test_the_early_schedule_takes_equal_shares_in_a_third_of_the_blocks():
+    assert merging_counts(196, 49, 12, "early") == (139, 98, 70, *[49] * 9)
+    assert merging_counts(196, 16, 12, "early")[3:] == (16,) * 9
+    assert merging_counts(64, 3, 6, "early") == (35, 19, 11, 6, 3, 3)  # a third of the blocks would more than halve
     with pytest.raises(ValueError, match="64 tokens down to 3"):
         merging_counts(64, 3, 4, "early")
 
 
-def test_gradual_merging_costs_more_than_early_and_its_blocks_see_more_tokens():
+def test_the_gradual_schedule_takes_equal_steps_and_the_decreasing_one_falling_ones():
+    gradual, decreasing = (merging_counts(196, 49, 12, schedule) for schedule in ("gradual", "decreasing"))
+    assert gradual[-1] == decreasing[-1] == 49
+    steps, falling = ([a - b for a, b in pairwise((196, *counts))] for counts in (gradual, decreasing))
+    assert set(steps) <= {12, 13}
+    assert falling[0] in (24, 25) and falling[-1] == 0 and all(a >= b - 1 for a, b in pairwise(falling))
+    assert merging_counts(64, 1, 6, "gradual")[-1] == 1  # equal steps would remove all at the end
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+@pytest.mark.parametrize(
+    ("tokens", "target", "depth"), [(196, 1, 12), (196, 16, 11), (576, 64, 23), (9, 2, 3), (64, 64, 4)]
+)
+def test_a_schedule_reaches_its_target_and_never_more_than_halves(tokens, target, depth, schedule):
+    counts = (tokens, *merging_counts(tokens, target, depth, schedule))
+    assert len(counts) == depth + 1 and counts[-1] == target
+    assert all(after <= before <= 2 * after for before, after in pairwise(counts))
+
+
+def test_what_merging_costs_is_what_its_blocks_see():
     dense = dense_teacher()
-    early, gradual = TokenMerging(dense, 16, "early").cost(32), TokenMerging(dense, 16, "gradual").cost(32)
-    assert early.tokens == gradual.tokens == 16
+    early, decreasing, gradual = (TokenMerging(dense, 16, schedule).cost(32) for schedule in get_args(Schedule))
+    assert early.tokens == decreasing.tokens == gradual.tokens == 16
     assert early.mean_tokens == (64 + 32 + 16 + 16) / 4
+    assert decreasing.mean_tokens == (64 + 40 + 24 + 16) / 4
     assert gradual.mean_tokens == (64 + 52 + 40 + 28) / 4
-    assert early.macs < gradual.macs < cost(dense, 32).macs
+    assert early.macs < decreasing.macs < gradual.macs < cost(dense, 32).macs
 
 
 def test_lower_resolution_is_the_teacher_on_resized_photos():

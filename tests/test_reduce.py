@@ -25,7 +25,7 @@ from sfvlm.teachers import DenseTransformer, open_teacher
 from sfvlm.tower import check_tower
 
 GRID = ("resolution", "larger-patch", "stride", "average")
-MERGING = ("merging", "merging-gradual")
+MERGING = ("merging", "merging-decreasing", "merging-gradual")
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +214,7 @@ def test_the_zero_shot_controls_are_the_same_methods(dense: DenseTransformer) ->
         ("resolution", LowerResolution(dense, 3)),
         ("larger-patch", LargerPatch(dense, 3, 32)),
         ("merging", TokenMerging(dense, 9, "early")),
+        ("merging-decreasing", TokenMerging(dense, 9, "decreasing")),
         ("merging-gradual", TokenMerging(dense, 9, "gradual")),
     ):
         with torch.no_grad():
@@ -272,7 +273,11 @@ def test_the_kernel_of_a_larger_patch_is_no_cost_of_a_photo(dense: DenseTransfor
 
 def test_merging_reaches_its_tokens_before_the_layer_that_is_read(dense: DenseTransformer) -> None:
     counts = {method: [len(state[0]) - 1 for state in states_of(reduce(dense, method, 10, -2))] for method in MERGING}
-    assert counts == {"merging": [64, 32, 16, 10, 10], "merging-gradual": [64, 40, 20, 10, 10]}
+    assert counts == {
+        "merging": [64, 35, 19, 10, 10],
+        "merging-decreasing": [64, 32, 16, 10, 10],
+        "merging-gradual": [64, 40, 20, 10, 10],
+    }
 
 
 @pytest.mark.parametrize("method", METHODS)
