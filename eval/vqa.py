@@ -32,6 +32,10 @@ Answers that another program wrote in LLaVA's format:
     python eval/vqa.py --benchmark textvqa --questions llava_textvqa_val_v051_ocr.jsonl \
         --annotations TextVQA_0.5.1_val.json --answers llava-v1.5-7b.jsonl
 
+Several benchmarks together, what is retained on average and who is ahead:
+
+    sfvlm retained vqa-*.json
+
 The table has a row a model: image tokens, the benchmark's number with its 95 % interval (photos are resampled), the
 difference from the first model, and the share of its score that is retained, both with paired intervals. The results
 file has all numbers, by category too, and the rule each was computed by.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .chat import assistant_message, lacks_start, user_message, written
+from .chat import Host, assistant_message, lacks_start, user_message, written
 from .checkpoints import differences
 from .decode import Photo, UnreadablePhoto
 from .files import write_text
@@ -28,6 +28,7 @@ from .images import SomePhotos
 from .scene_texts import with_article
 from .teachers import DenseTransformer
 from .views import tower_pixels
+from .vqa_photos import changed_photo, photo_fingerprint
 from .vqa_questions import SHORT_ANSWER
 from .vqa_sources import CAPTION_PROMPT
 
@@ -100,6 +101,13 @@ def distinct_names(keys: Iterable[str]) -> list[str]:
     return found
 
 
+class Said(NamedTuple):
+    """What a host said of a photo: fingerprint and turns; None and no turns of one that could not be read."""
+
+    photo: str | None
+    turns: list[Turn]
+
+
 @dataclass(frozen=True)
 class Interview:
     """How a host is asked about photos.
@@ -128,34 +136,47 @@ class Interview:
 
         Args:
             photos: Asked about.
-            path: JSON lines: first what the answers depend on, then one line a photo.
+            path: JSON lines: first what the answers depend on, then one line a photo; of two lines the later one counts.
 
         Returns:
             A list a photo; empty for one that cannot be read.
 
         Raises:
-            ValueError: The file holds answers of another host or to other prompts.
+            ValueError: The file holds answers of another host, to other prompts or about other photos.
         """
         keys = distinct_names(photos.key(index) for index in range(len(photos)))
-        prompts = hashlib.sha256("\n".join(self.given or (*DESCRIBE, *SHORT)).encode()).hexdigest()[:12]
-        head = {"host": self.fingerprint, "prompts": prompts, "turns": self.turns, "seed": self.seed}
-        found = _read(path, head)
-        missing = [index for index, key in enumerate(keys) if key not in found]
+        said = self._kept(photos, keys, path)
+        missing = [index for index in range(len(keys)) if index not in said]
         with path.open("a", encoding="utf-8") as file, tqdm(total=len(missing), desc="answers", unit="photo") as bar:
             for start in range(0, len(missing), self.at_once):
                 part = missing[start : start + self.at_once]
-                for index, turns in zip(part, self._ask(photos, part), strict=True):
-                    found[keys[index]] = turns
-                    file.write(json.dumps({"key": keys[index], "turns": turns}) + "\n")
+                for index, each in zip(part, self._ask(photos, part), strict=True):
+                    said[index] = each
+                    file.write(json.dumps({"key": keys[index]} | each._asdict()) + "\n")
                 file.flush()
                 bar.update(len(part))
-        return [found[key] for key in keys]
+        return [said[index].turns for index in range(len(keys))]
+
+    def _kept(self, photos: SomePhotos, keys: Sequence[str], path: Path) -> dict[int, Said]:
+        """What the file has of these photos, without those that could not be read then and can be now."""
+        prompts = hashlib.sha256("\n".join(self.given or (*DESCRIBE, *SHORT)).encode()).hexdigest()[:12]
+        settings = Host(self.reader.model, self.processor).settings_fingerprint
+        of_host = {"host": self.fingerprint, "settings": settings}
+        found = _read(path, of_host | {"prompts": prompts, "turns": self.turns, "seed": self.seed})
+        kept = {index: found[key] for index, key in enumerate(keys) if key in found}
+        seen = {index: said.photo for index, said in kept.items() if said.photo is not None}
+        changed = changed_photo(seen, lambda index: photos[index].image)
+        if changed is not None:
+            raise ValueError(
+                f"{path} holds answers about other photos, {keys[changed]} among them: remove it, or give another folder."
+            )
+        return {index: said for index, said in kept.items() if index in seen or _opened(photos, index) is None}
 
     @torch.no_grad()
-    def _ask(self, photos: SomePhotos, indices: Sequence[int]) -> list[list[Turn]]:
+    def _ask(self, photos: SomePhotos, indices: Sequence[int]) -> list[Said]:
         opened = {index: photo for index in indices if (photo := _opened(photos, index)) is not None}
         if not opened:
-            return [[] for _ in indices]
+            return [Said(None, []) for _ in indices]
         asked = [
             prompts_for(photo, self.turns, random.Random(f"{self.seed} {photos.key(index)}"), self.given)
             for index, photo in opened.items()
@@ -172,10 +193,13 @@ class Interview:
         answers = self.reader.answer(seen, before, [[each.after for each in row] for row in cuts], LONGEST_ANSWER)
         decode = self.processor.tokenizer.decode
         said = {
-            index: [(prompt, decode(ids, skip_special_tokens=True).strip()) for prompt, ids in zip(*pair, strict=True)]
+            index: Said(
+                photo_fingerprint(opened[index].image),
+                [(prompt, decode(ids, skip_special_tokens=True).strip()) for prompt, ids in zip(*pair, strict=True)],
+            )
             for index, *pair in zip(opened, asked, answers, strict=True)
         }
-        return [said.get(index, []) for index in indices]
+        return [said.get(index, Said(None, [])) for index in indices]
 
 
 class Cut(NamedTuple):
@@ -208,20 +232,21 @@ def _opened(photos: SomePhotos, index: int) -> Photo | None:
         return None
 
 
-def _read(path: Path, head: dict[str, Any]) -> dict[str, list[Turn]]:
+def _read(path: Path, head: dict[str, Any]) -> dict[str, Said]:
     """Answers by photo; a last line that was cut short is cut off the file."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(head) + "\n", encoding="utf-8")
         return {}
     text = path.read_text(encoding="utf-8")
-    lines = text[: text.rfind("\n") + 1].splitlines()
+    lines = text.split("\n")[:-1]
     if text and not text.endswith("\n"):
         write_text(path, "".join(f"{line}\n" for line in lines))
     then = json.loads(lines[0]) if lines else {}
     if changes := differences(then, head):
         raise ValueError(f"{path} holds other answers ({changes}): remove it, or give another folder.")
-    return {item["key"]: [(prompt, answer) for prompt, answer in item["turns"]] for item in map(json.loads, lines[1:])}
+    rows = map(json.loads, lines[1:])
+    return {row["key"]: Said(row["photo"], [(prompt, answer) for prompt, answer in row["turns"]]) for row in rows}
 
 
 class Conversations:

@@ -1,6 +1,7 @@
 """Results of an evaluation: a table for people, and the files that CLIP_benchmark reads."""
 
 import importlib.metadata
+import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -61,9 +62,25 @@ def write_results(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> Pat
 
 
 def check_json(out: Path | None) -> None:
-    """Raises ValueError unless there is no file to write, or one that ends in .json."""
-    if out is not None and out.suffix != ".json":
+    """Whether results can be written, before they are computed.
+
+    Raises:
+        ValueError: The file does not end in .json, or it or the folder of its name cannot be made.
+    """
+    if out is None:
+        return
+    if out.suffix != ".json":
         raise ValueError(f"--out is {out}; it must end in .json.")
+    above = next(parent for parent in out.absolute().parents if os.path.exists(parent))
+    if not above.is_dir():
+        raise ValueError(f"--out is {out}, but the folder {out.parent} cannot be made: {above} is a file.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"--out is {out}, but the folder {above} cannot be written.")
+    if out.is_dir():
+        raise ValueError(f"--out is {out}, which is a folder: choose another name.")
+    folder = out.with_suffix("")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out is {out}, but {folder} is a file where a folder of that name belongs: choose another.")
 
 
 def provenance(*packages: str) -> dict[str, Any]:

@@ -6,11 +6,11 @@ The benchmarks of LLaVA-1.5's table read their own files (`questions_of`); scene
 from photos alone (`made_questions`). Each number carries the rule it was computed by.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
@@ -19,6 +19,7 @@ from .chat import Host
 from .decode import UnreadablePhoto
 from .images import Photos
 from .results import Row
+from .subsets import spread_groups
 from .vqa_answers import AnswerFile, Run
 from .vqa_formats import gqa, mm_bench, mme, science_qa, text_vqa, viz_wiz, vqa_v2
 from .vqa_metrics import (
@@ -29,7 +30,9 @@ from .vqa_metrics import (
     exact_score,
     gqa_is_right,
     m4c_vqa_accuracy,
+    mm_bench_number,
     mm_bench_score,
+    mme_photo,
     mme_score,
     official_vqa_accuracy,
     pope_score,
@@ -37,29 +40,43 @@ from .vqa_metrics import (
     science_qa_is_right,
     vqa_score,
 )
-from .vqa_photos import NamedPhotos
+from .vqa_photos import NamedPhotos, changed_photo, photo_fingerprint
 from .vqa_questions import Builder, Join, Question, check_unique, read_questions
 from .vqa_sources import caption_questions, daquar_questions, pope_questions, scene_questions
 from .vqa_statistics import Comparison, mean_interval, paired_comparison
 
-# How right and given answers are compared; the first of a benchmark's rules is its own.
-RULES: dict[str, tuple[Scorer, str]] = {
-    "official": (
+
+class Rule(NamedTuple):
+    """How right and given answers are compared, and how that is said."""
+
+    score: Scorer
+    words: str
+
+
+# The first of a benchmark's rules is its own.
+RULES: dict[str, Rule] = {
+    "official": Rule(
         vqa_score(official_vqa_accuracy),
         "VQA accuracy, leave-one-out over the answers; VQAEval's normaliser, skipped where the answers are unanimous",
     ),
-    "m4c": (
+    "m4c": Rule(
         vqa_score(m4c_vqa_accuracy),
         "VQA accuracy, leave-one-out over ten answers; EvalAI's normaliser as in LLaVA's m4c_evaluator, always applied",
     ),
-    "gqa": (exact_score(gqa_is_right), "exact match after rstrip('.').lower(), as LLaVA submits to GQA's evaluator"),
-    "sqa": (exact_score(science_qa_is_right), "letter by LLaVA's eval_science_qa: 'B', 'B. ...', 'The answer is B.'"),
-    "pope": (pope_score, "POPE's evaluate.py: no where the first sentence has No, not or no, otherwise yes"),
-    "mme": (mme_score, "MME's eval_tool: yes or no in the first four letters; 100 acc + 100 acc+ a category"),
-    "mmbench": (mm_bench_score, "CircularEval over all rotations; letter or option text, no judge (VLMEvalKit)"),
-    "daquar": (daquar_score, "exact match of the set of things listed, lower case"),
-    "cider_d": (caption_score, "CIDEr-D as pycocoevalcap's Cider; Penn Treebank words without punctuation"),
-    "scenes": (exact_score(scene_is_right), "the answer's very words, or the only answer of its kind that is named"),
+    "gqa": Rule(
+        exact_score(gqa_is_right), "exact match after rstrip('.').lower(), as LLaVA submits to GQA's evaluator"
+    ),
+    "sqa": Rule(
+        exact_score(science_qa_is_right), "letter by LLaVA's eval_science_qa: 'B', 'B. ...', 'The answer is B.'"
+    ),
+    "pope": Rule(pope_score, "POPE's evaluate.py: no where the first sentence has No, not or no, otherwise yes"),
+    "mme": Rule(mme_score, "MME's eval_tool: yes or no in the first four letters; 100 acc + 100 acc+ a category"),
+    "mmbench": Rule(mm_bench_score, "CircularEval over all rotations; letter or option text, no judge (VLMEvalKit)"),
+    "daquar": Rule(daquar_score, "exact match of the set of things listed, lower case"),
+    "cider_d": Rule(caption_score, "CIDEr-D as pycocoevalcap's Cider; Penn Treebank words without punctuation"),
+    "scenes": Rule(
+        exact_score(scene_is_right), "the answer's very words, or the only answer of its kind that is named"
+    ),
 }
 
 
@@ -73,7 +90,8 @@ class Benchmark:
     repeats_ids: bool = False
     make: Callable[..., list[Question]] | None = None  # from photos alone
     max_new_tokens: int = 128  # LLaVA's, for files of its own
-    shown: tuple[str, ...] = field(default=())  # numbers in the table, beside the headline
+    shown: tuple[str, ...] = ()  # numbers in the table, beside the headline
+    group: Callable[[Question], Hashable] = lambda question: question.key  # questions of one group count together
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -84,8 +102,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gqa": Benchmark(("gqa",), gqa, shown=("accuracy/binary", "accuracy/open")),
     "scienceqa": Benchmark(("sqa",), science_qa, max_new_tokens=1024, shown=("accuracy/IMG",)),
     "pope": Benchmark(("pope",), join="words", shown=("mean_f1", "precision", "recall", "yes_rate")),
-    "mme": Benchmark(("mme",), mme, join="words", repeats_ids=True, shown=("perception", "cognition")),
-    "mmbench": Benchmark(("mmbench",), mm_bench, repeats_ids=True, max_new_tokens=1024, shown=("single_pass",)),
+    "mme": Benchmark(("mme",), mme, join="words", repeats_ids=True, shown=("perception", "cognition"), group=mme_photo),
+    "mmbench": Benchmark(
+        ("mmbench",), mm_bench, repeats_ids=True, max_new_tokens=1024, shown=("single_pass",), group=mm_bench_number
+    ),
     "daquar": Benchmark(("daquar",), make=daquar_questions, max_new_tokens=24, shown=("best_constant",)),
     "captions": Benchmark(("cider_d",), make=caption_questions, max_new_tokens=64),
     "scenes": Benchmark(("scenes",), make=scene_questions, max_new_tokens=16),
@@ -123,6 +143,20 @@ def questions_of(
     )
 
 
+def limited(name: str, questions: Sequence[Question], limit: int | None) -> list[Question]:
+    """At most so many of a benchmark's questions, spread evenly over all; those that count together stay together.
+
+    Raises:
+        ValueError: There would be none.
+    """
+    group = benchmark_named(name).group
+    chosen = spread_groups(questions, limit, group)
+    if not chosen:
+        together = sum(group(item) == group(questions[0]) for item in questions)
+        raise ValueError(f"--limit is {limit}; it must be at least {together}, as many questions as count together.")
+    return chosen
+
+
 def made_questions(name: str, photos: Photos, **options: Any) -> list[Question]:
     """A benchmark's questions from photos alone.
 
@@ -147,7 +181,7 @@ def ask(
     path: Path | None = None,
     model_id: str | None = None,
 ) -> list[str]:
-    """A host's greedy answers, in the order of the questions; a broken photo is answered by nothing.
+    """A host's greedy answers, in the order of the questions; a broken photo is answered by nothing, until it is repaired.
 
     Args:
         host: Asked in batches.
@@ -159,7 +193,7 @@ def ask(
         model_id: What the host is called in it.
 
     Raises:
-        ValueError: The answer file is damaged or belongs to another run.
+        ValueError: The answer file is damaged, or belongs to another run or to other photos.
     """
     kept = path is not None
     run = Run(
@@ -169,11 +203,13 @@ def ask(
         host.settings_fingerprint if kept else "",
     )
     file = AnswerFile(path, run, questions) if path is not None else None
+    if file is not None:
+        _check_same_photos(file, questions, photos)
     answers = file.answers if file is not None else {}
     open_questions = [item for item in questions if item.key not in answers]
     with tqdm(total=len(questions), initial=len(questions) - len(open_questions), desc=run.model_id, unit="q") as bar:
-        for batch, images, problems in _loaded(open_questions, photos, batch_size):
-            good = [number for number, problem in enumerate(problems) if problem is None]
+        for batch, images, facts in _loaded(open_questions, photos, batch_size):
+            good = [number for number, its in enumerate(facts) if "problem" not in its]
             said = host.answer(
                 [images[number] for number in good],
                 [batch[number].text for number in good],
@@ -183,13 +219,23 @@ def ask(
             for number, text in zip(good, said, strict=True):
                 texts[number] = text
             if file is not None:
-                file.append(batch, texts, problems)
+                file.append(batch, texts, facts)
             answers.update({item.key: text for item, text in zip(batch, texts, strict=True)})
             bar.update(len(batch))
     return [answers[item.key] for item in questions]
 
 
-Loaded = tuple[Sequence[Question], list[Image.Image | None], list[str | None]]
+def _check_same_photos(file: AnswerFile, questions: Sequence[Question], photos: NamedPhotos) -> None:
+    asked = [(item.image, item.key) for item in questions if item.key in file.photos]
+    name = changed_photo({image: file.photos[key] for image, key in asked if image is not None}, photos.open)
+    if name is not None:
+        raise ValueError(
+            f"The answers in {file.path} are about other photos, {name} among them: remove the file, or give another --out."
+        )
+
+
+# A batch with its photos, and of each what its answer's line says: the photo's fingerprint, or why it cannot be shown.
+Loaded = tuple[Sequence[Question], list[Image.Image | None], list[dict[str, str]]]
 
 
 def _loaded(questions: Sequence[Question], photos: NamedPhotos, batch_size: int) -> Iterator[Loaded]:
@@ -204,24 +250,24 @@ def _loaded(questions: Sequence[Question], photos: NamedPhotos, batch_size: int)
 
 
 def _load(batch: Sequence[Question], photos: NamedPhotos) -> Loaded:
-    opened: dict[str, Image.Image | UnreadablePhoto] = {}
+    opened: dict[str | None, tuple[Image.Image | None, dict[str, str]]] = {None: (None, {})}
     for name in {item.image for item in batch if item.image is not None}:
         try:
-            opened[name] = photos.open(name)
+            image = photos.open(name)
+            opened[name] = image, {"photo": photo_fingerprint(image)}
         except UnreadablePhoto as error:
-            opened[name] = error
-    found = [None if item.image is None else opened[item.image] for item in batch]
-    images = [None if isinstance(image, UnreadablePhoto) else image for image in found]
-    return batch, images, [str(image) if isinstance(image, UnreadablePhoto) else None for image in found]
+            opened[name] = None, {"problem": str(error)}
+    found = [opened[item.image] for item in batch]
+    return batch, [image for image, _ in found], [facts for _, facts in found]
 
 
 def measure(name: str, questions: Sequence[Question], texts: Sequence[str], rule: str | None = None) -> Score:
     """A benchmark's numbers; `rule` defaults to the benchmark's own.
 
     Raises:
-        ValueError: The benchmark has no such rule.
+        ValueError: The benchmark has no such rule, or the rule is not defined for these questions.
     """
-    return RULES[rule_of(name, rule)][0](questions, texts)
+    return RULES[rule_of(name, rule)].score(questions, texts)
 
 
 def rule_of(name: str, rule: str | None = None) -> str:
@@ -250,9 +296,8 @@ def result_row(
     """CLIP_benchmark's six keys, and `rule`. Metrics: all numbers, the headline's interval, and what is compared."""
     interval = mean_interval(score.units, score.photos, strata=score.strata)
     metrics: dict[str, Any] = {
+        **interval.metrics(score.headline),
         **score.numbers,
-        f"{score.headline}_low": interval.low,
-        f"{score.headline}_high": interval.high,
         "questions": len(score.units),
         "photos": len(set(score.photos)),
         **(facts or {}),
@@ -260,7 +305,7 @@ def result_row(
     for what in ("difference", "retained"):
         found = getattr(comparison, what, None)
         if found is not None:
-            metrics |= {what: found.value, f"{what}_low": found.low, f"{what}_high": found.high}
+            metrics |= found.metrics(what)
     if comparison is not None:
         metrics |= {"better": comparison.better, "worse": comparison.worse}
     return {
@@ -270,5 +315,5 @@ def result_row(
         "task": "visual_question_answering",
         "metrics": metrics,
         "language": "en",
-        "rule": RULES[rule_of(name, rule)][1],
+        "rule": RULES[rule_of(name, rule)].words,
     }

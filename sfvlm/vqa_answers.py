@@ -1,8 +1,9 @@
 """Answer files in LLaVA's format: one line an answer, written as it comes, continued where it stopped.
 
-A line is {question_id, prompt, text, answer_id, model_id, metadata}. `metadata` names the run it belongs to, so that
-answers of another model or another question file are never counted; a file that was cut off inside its last line loses
-that line alone. Several processes each answer one shard into a file of their own; `merge_shards` checks and joins them.
+A line is {question_id, prompt, text, answer_id, model_id, metadata}. `metadata` names the run and the photo it belongs to,
+so that answers of another model, to another question file or about other photos are never counted; a file that was cut off
+inside its last line loses that line alone. Several processes each answer one shard into a file of their own; `merge_shards`
+checks and joins them.
 """
 
 import hashlib
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_text
+from .results import short_names
 from .vqa_questions import Question
 
 Answers = dict[tuple[str, str], str]  # question key -> text
+OURS, ANY_PROGRAM = ("question_id", "prompt", "text"), ("question_id", "text")  # what rows cannot do without
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,16 @@ class Shard:
 class AnswerFile:
     """Answers of one run, appended and flushed one batch at a time.
 
+    Answers that had to do without their photo are dropped when the file is opened: it may have been repaired.
+
     Args:
         path: The file; created with the first answer.
         run: Whose answers these are.
         questions: What is asked; a file with answers to anything else is refused.
+
+    Attributes:
+        answers: Those that are there.
+        photos: Question key -> fingerprint of the photo it was answered about.
 
     Raises:
         ValueError: The file is damaged or belongs to another run.
@@ -73,37 +82,35 @@ class AnswerFile:
 
     def __init__(self, path: Path, run: Run, questions: Sequence[Question]) -> None:
         self.path, self.run = path, run
-        self.answers: Answers = {}
         rows, whole = _rows(path)
-        known = {item.key: item for item in questions}
-        for row in rows:
-            key = str(row["question_id"]), row["prompt"]
-            other = _run_of(row)
-            if key not in known or other != run or key in self.answers:
-                raise ValueError(_other_run(path, row, other, run, key in self.answers, key in known))
-            self.answers[key] = row["text"]
-        if whole is not None and path.stat().st_size > whole:
+        _check_rows(path, rows, run, questions)
+        kept = [row for row in rows if "problem" not in _facts(row)]
+        self.answers: Answers = {_key(row): str(row["text"]) for row in kept}
+        self.photos = {_key(row): str(_facts(row).get("photo", "")) for row in kept}
+        if len(kept) < len(rows):
+            write_text(path, "".join(map(_line, kept)))
+        elif whole is not None and path.stat().st_size > whole:
             os.truncate(path, whole)
         elif whole and not path.read_bytes().endswith(b"\n"):
             with path.open("ab") as file:
                 file.write(b"\n")
 
-    def append(self, questions: Sequence[Question], texts: Sequence[str], problems: Sequence[str | None]) -> None:
-        """Writes answers; a problem is why a photo could not be shown."""
+    def append(self, questions: Sequence[Question], texts: Sequence[str], facts: Sequence[dict[str, str]]) -> None:
+        """Writes answers; facts are the photo's fingerprint, or the problem for which it could not be shown."""
         lines = []
-        for item, text, problem in zip(questions, texts, problems, strict=True):
+        for item, text, its in zip(questions, texts, facts, strict=True):
             self.answers[item.key] = text
-            facts = asdict(self.run) | ({} if problem is None else {"problem": problem})
-            facts.pop("model_id")
+            metadata = asdict(self.run) | its
+            metadata.pop("model_id")
             row = {
                 "question_id": item.question_id,
                 "prompt": item.text,
                 "text": text,
                 "answer_id": _answer_id(self.run, item),
                 "model_id": self.run.model_id,
-                "metadata": facts,
+                "metadata": metadata,
             }
-            lines.append(json.dumps(row | item.extra, ensure_ascii=False) + "\n")
+            lines.append(_line(row | item.extra))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))
@@ -123,6 +130,10 @@ def merge_shards(path: Path, questions: Sequence[Question]) -> bool:
     }
     if not found:
         return False
+    if _holds_all(path, questions, list(found.values())):  # the process that joined them was stopped before the end
+        for file in found.values():
+            file.unlink()
+        return True
     counts = {shard.count for shard in found}
     if len(counts) > 1:
         raise ValueError(f"{path.parent} has shards of {path.stem} in {' and '.join(map(str, sorted(counts)))} parts.")
@@ -137,16 +148,41 @@ def merge_shards(path: Path, questions: Sequence[Question]) -> bool:
         rows, _ = _rows(file)
         run = run or (_run_of(rows[0]) if rows else None)
         part = shard.of(questions)
-        if rows and run is not None:
-            AnswerFile(file, run, part)
+        if run is not None:
+            _check_rows(file, rows, run, part)
         if len(rows) < len(part):
             raise ValueError(f"The shard {file} has {len(rows)} of {len(part)} answers: finish it first.")
         for row in rows:
-            lines[str(row["question_id"]), row["prompt"]] = json.dumps(row, ensure_ascii=False) + "\n"
+            lines[_key(row)] = _line(row)
     write_text(path, "".join(lines[item.key] for item in questions))
     for file in found.values():
         file.unlink()
     return True
+
+
+def _holds_all(path: Path, questions: Sequence[Question], shards: Sequence[Path]) -> bool:
+    """Whether a file has one run's answers to all questions, and the shards nothing else."""
+    rows, _ = _rows(path)
+    if {_key(row) for row in rows} != {item.key for item in questions} or len(set(map(_run_of, rows))) > 1:
+        return False
+    return {_line(row) for file in shards for row in _rows(file)[0]} <= set(map(_line, rows))
+
+
+def run_of(path: Path) -> Run | None:
+    """The run that an answer file of any program belongs to; None where it does not say so, or names several."""
+    rows, _ = _rows(path, ANY_PROGRAM)
+    runs = {_run_of(row) for row in rows}
+    return runs.pop() if len(runs) == 1 else None
+
+
+def answer_names(paths: Sequence[Path], benchmark: str) -> list[str]:
+    """What the models of answer files are called: as the files say, or by the files' names where that is not one each."""
+    said = [run.model_id for path in paths if (run := run_of(path)) is not None and run.model_id]
+    if len(set(said)) == len(paths):
+        return said
+    return short_names(
+        [path.with_name(path.name.removesuffix(".jsonl").removeprefix(f"{benchmark}.")) for path in paths]
+    )
 
 
 def read_answers(path: Path, questions: Sequence[Question]) -> list[str]:
@@ -159,7 +195,7 @@ def read_answers(path: Path, questions: Sequence[Question]) -> list[str]:
     """
     if not path.is_file():
         raise ValueError(f"The file {path} does not exist.")
-    rows, _ = _rows(path, needed=("question_id", "text"))
+    rows, _ = _rows(path, ANY_PROGRAM)
     by_id: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_id.setdefault(str(row["question_id"]), []).append(row)
@@ -192,9 +228,7 @@ def read_answers(path: Path, questions: Sequence[Question]) -> list[str]:
     return texts
 
 
-def _rows(
-    path: Path, needed: Sequence[str] = ("question_id", "prompt", "text")
-) -> tuple[list[dict[str, Any]], int | None]:
+def _rows(path: Path, needed: Sequence[str] = OURS) -> tuple[list[dict[str, Any]], int | None]:
     """Whole lines and the bytes they take; without a file, none. A last line that was cut off is left out."""
     if not path.is_file():
         return [], None
@@ -205,7 +239,7 @@ def _rows(
             row = json.loads(line)
         except ValueError:
             row = None
-        if not isinstance(row, dict) or any(name not in row for name in needed):
+        if not isinstance(row, dict) or any(row.get(name) is None for name in needed):
             if end + len(line) == len(data) and not line.endswith(b"\n"):
                 break
             raise ValueError(f"Line {number} of {path} is not an answer: remove it, or the file.")
@@ -214,12 +248,38 @@ def _rows(
     return rows, end
 
 
+def _check_rows(path: Path, rows: Sequence[dict[str, Any]], run: Run, questions: Sequence[Question]) -> None:
+    """Raises ValueError unless the rows of a file are answers of this run to some of these questions, one each."""
+    known, seen = {item.key for item in questions}, set()
+    for row in rows:
+        key, other = _key(row), _run_of(row)
+        if key not in known or other != run or key in seen:
+            raise ValueError(_other_run(path, row, other, run, key in seen, key in known))
+        seen.add(key)
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str]:
+    """`Question.key` of what a row answers."""
+    return str(row["question_id"]), str(row["prompt"])
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _facts(row: dict[str, Any]) -> dict[str, Any]:
+    """A row's metadata; other programs write there what they like."""
+    facts = row.get("metadata")
+    return facts if isinstance(facts, dict) else {}
+
+
 def _run_of(row: dict[str, Any]) -> Run:
-    facts = row.get("metadata") or {}
+    facts = _facts(row)
+    longest = facts.get("max_new_tokens")
     return Run(
-        str(row.get("model_id", "")),
+        str(row.get("model_id") or ""),
         str(facts.get("fingerprint", "")),
-        int(facts.get("max_new_tokens", 0)),
+        longest if isinstance(longest, int) else 0,
         str(facts.get("settings_fingerprint", "")),
     )
 

@@ -4,7 +4,6 @@ Each function reads one file (MME: a folder) that the benchmark's authors publis
 prompts, which LLaVA's own file has.
 """
 
-import base64
 import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +34,11 @@ def vqa_v2(path: Path) -> list[Question]:
         raise ValueError(f"{path} has neither questions nor annotations of VQAv2's format.")
     subset = str(document.get("data_subtype", "val2014")).replace("test-dev", "test")
     return [
-        Question(row["question_id"], f"COCO_{subset}_{row['image_id']:012d}.jpg", row["question"] + SHORT_ANSWER)
+        Question(
+            row["question_id"],
+            f"COCO_{subset}_{_number(row['image_id'], path):012d}.jpg",
+            row["question"] + SHORT_ANSWER,
+        )
         for row in _rows(document["questions"], path, "question_id", "image_id", "question")
     ]
 
@@ -109,7 +112,7 @@ def science_qa(path: Path) -> list[Question]:
                 question_id=number,
                 image=f"{number}/{row['image']}" if row.get("image") else None,
                 text=_with_options(context + row["question"], row["choices"]),
-                answers=(LETTERS[row["answer"]],),
+                answers=(_letter(row, number, path),),
                 category="IMG" if row.get("image") else "text",
                 options=tuple(row["choices"]),
             )
@@ -123,7 +126,9 @@ def mme(path: Path) -> list[Question]:
         raise ValueError(f"{path} is no folder with MME's category files, existence.txt and so on.")
     questions = []
     for file in sorted(path.glob("*.txt")):
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+            if not line.strip():
+                continue
             parts = line.split("\t")
             if len(parts) < 3:
                 raise ValueError(f"Line {number} of {file} has {len(parts)} columns; MME's have at least 3.")
@@ -138,7 +143,7 @@ def mme(path: Path) -> list[Question]:
 def mm_bench(path: Path) -> list[Question]:
     """MMBench's table. Without rotated copies in the file, every question gets as many as it has options."""
     rows = list(_table(path, "index", "question", "A", "B"))
-    rotated = any(int(row["index"]) >= ROTATION_STEP for row in rows)
+    rotated = any(_number(row["index"], path) >= ROTATION_STEP for row in rows)
     questions = []
     for row in rows:
         options = [row[letter] for letter in LETTERS if not _is_empty(row.get(letter))]
@@ -156,7 +161,7 @@ def mm_bench(path: Path) -> list[Question]:
             turned, letters = (items[turn:] + items[:turn] for items in (options, known))
             questions.append(
                 Question(
-                    question_id=int(row["index"]),
+                    question_id=_number(row["index"], path),
                     image=row["index"],
                     text=_with_options(words, turned),
                     answers=() if right is None else (known[(right - turn) % len(options)],),
@@ -168,11 +173,10 @@ def mm_bench(path: Path) -> list[Question]:
     return questions
 
 
-def mm_bench_photos(path: Path) -> Iterator[tuple[str, bytes]]:
-    """The photos in MMBench's table, by the index of their row; a rotated copy may refer to another row's."""
-    images = {row["index"]: row["image"] for row in _table(path, "index", "image")}
-    for index, image in images.items():
-        yield index, base64.b64decode(images.get(image, image))
+def mm_bench_photos(path: Path) -> dict[str, str]:
+    """The photos in MMBench's table as base64, by the index of their row; a rotated copy may refer to another row's."""
+    images = {row["index"]: row["image"] or "" for row in _table(path, "index", "image")}
+    return {index: images.get(image, image) for index, image in images.items()}
 
 
 def _table(path: Path, *needed: str) -> Iterator[dict[str, str]]:
@@ -192,6 +196,21 @@ def _is_empty(value: str | None) -> bool:
 def _with_options(words: str, options: Sequence[str]) -> str:
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([words, *lines]) + OPTION_LETTER
+
+
+def _letter(row: dict[str, Any], number: str, path: Path) -> str:
+    """The right answer of a ScienceQA problem."""
+    count = min(len(row["choices"]), len(LETTERS))
+    if row["answer"] not in range(count):
+        raise ValueError(f"Question {number} of {path} has the answer {row['answer']!r} and {count} options.")
+    return LETTERS[row["answer"]]
+
+
+def _number(value: Any, path: Path) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{path} does not have this benchmark's format: {value!r} should be a number.") from None
 
 
 def _answers(row: dict[str, Any]) -> tuple[str, ...]:

@@ -170,7 +170,7 @@ def mme_score(questions: Sequence[Question], texts: Sequence[str]) -> Score:
     """
     right: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for item, text in zip(questions, texts, strict=True):
-        right[item.category, str(item.image)].append(mme_answer(text) == item.answers[0])
+        right[mme_photo(item)].append(mme_answer(text) == item.answers[0])
     odd = [photo for photo, answers in right.items() if len(answers) != 2]
     if odd:
         raise ValueError(f"MME asks two questions a photo; there are {len(right[odd[0]])} about {odd[0][1]}.")
@@ -188,14 +188,43 @@ def mme_score(questions: Sequence[Question], texts: Sequence[str]) -> Score:
     return Score("points", numbers, tuple(units), tuple(points), tuple(category for category, _ in points))
 
 
+def mme_photo(question: Question) -> tuple[str, str]:
+    """Category and photo, which two questions of MME share."""
+    return question.category, str(question.image)
+
+
+def mm_bench_index(question: Question) -> int:
+    """The number of a question in MMBench's table; copies with turned options differ by multiples of `ROTATION_STEP`.
+
+    Raises:
+        ValueError: Its id is no number.
+    """
+    number = str(question.question_id).rpartition("/")[2]
+    if not number.isdecimal():
+        raise ValueError(f"MMBench numbers its questions; {question.question_id!r} is no number.")
+    return int(number)
+
+
+def mm_bench_number(question: Question) -> int:
+    """The number that all rotations of a question of MMBench share.
+
+    Raises:
+        ValueError: Its id is no number.
+    """
+    return mm_bench_index(question) % ROTATION_STEP
+
+
 def mm_bench_score(questions: Sequence[Question], texts: Sequence[str]) -> Score:
-    """A question counts where it is answered right in all rotations of its options; `single_pass` in the first."""
+    """A question counts where it is answered right in all rotations of its options; `single_pass` in the first.
+
+    Raises:
+        ValueError: An id is no number.
+    """
     right: dict[int, list[bool]] = defaultdict(list)
     category: dict[int, str] = {}
     first: dict[int, bool] = {}
     for item, text in zip(questions, texts, strict=True):
-        index = int(str(item.question_id).rpartition("/")[2])
-        number = index % ROTATION_STEP
+        index, number = mm_bench_index(item), mm_bench_number(item)
         right[number].append(option_letter(text, item.options) == item.answers[0])
         category[number] = item.category
         if index == number and item.extra.get("round_id", 0) == 0:

@@ -5,6 +5,7 @@ answers stand beside them (`label`, `answer`, `answers` or `captions`), or in a 
 A benchmark's own annotations can also be the question file: then the prompt is built here as LLaVA-1.5's files have it.
 """
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -49,7 +50,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: The file does not exist, or a line is no object.
     """
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):  # splitlines ends them inside texts too, at U+2028
         if line.strip():
             try:
                 row = json.loads(line)
@@ -196,18 +197,21 @@ def _distinct(questions: Sequence[Question], path: Path) -> list[Question]:
 
 
 def _read_one(path: Path, build: Builder | None) -> list[Question]:
-    if path.is_dir() or path.suffix == ".tsv" or _is_document(path):
-        if build is None:
-            raise ValueError(f"{path} does not hold JSON lines, which is how this benchmark's questions come.")
-        return build(path)
-    return [_llava_question(row, path) for row in read_lines(path)]
+    try:
+        if path.is_dir() or path.suffix == ".tsv" or _is_document(path):
+            if build is None:
+                raise ValueError(f"{path} does not hold JSON lines, which is how this benchmark's questions come.")
+            return build(path)
+        return [_llava_question(row, path) for row in read_lines(path)]
+    except (LookupError, TypeError, AttributeError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} does not have this benchmark's format ({error!r}).") from error
 
 
 def _is_document(path: Path) -> bool:
     """Whether the file is one JSON document: its first line is not a question by itself."""
     if path.suffix == ".jsonl":
         return False
-    first = next((line for line in _text(path).splitlines() if line.strip()), "")
+    first = next((line for line in _text(path).split("\n") if line.strip()), "")
     try:
         row = json.loads(first)
     except ValueError:
@@ -216,15 +220,20 @@ def _is_document(path: Path) -> bool:
 
 
 def _llava_question(row: dict[str, Any], path: Path) -> Question:
-    missing = [name for name in ("question_id", "text") if name not in row]
+    missing = [name for name in ("question_id", "text") if row.get(name) is None]
     if missing:
-        raise ValueError(f"A question of {path} has no {missing[0]!r}, only {', '.join(row)}.")
+        given = ", ".join(name for name, value in row.items() if value is not None)
+        raise ValueError(f"A question of {path} has no {missing[0]!r}, only {given}.")
+    image, category = row.get("image"), row.get("category")
+    text = str(row["text"]).replace("<image>", "").strip("\n")
+    if "label" in row and SHORT_ANSWER.strip() not in text:  # POPE's own files, which hold the question alone
+        text += SHORT_ANSWER
     return Question(
         question_id=row["question_id"],
-        image=row.get("image"),
-        text=str(row["text"]).replace("<image>", "").strip("\n"),
+        image=None if image is None else str(image),
+        text=text,
         answers=_given(row),
-        category="" if row.get("category") == "default" else str(row.get("category", "")),  # LLaVA's word for none
+        category="" if category in (None, "default") else str(category),  # LLaVA's word for none
         options=tuple(row.get("options", ())),
     )
 
@@ -232,8 +241,8 @@ def _llava_question(row: dict[str, Any], path: Path) -> Question:
 def _given(row: dict[str, Any]) -> tuple[str, ...]:
     """The right answers of a row, whatever they are called; VQA's lists hold objects."""
     for name in ("answers", "captions", "label", "answer", "caption"):
-        if name in row:
-            value = row[name]
+        value = row.get(name)
+        if value is not None:
             listed = value if isinstance(value, list | tuple) else [value]
             return tuple(str(item["answer"] if isinstance(item, dict) else item) for item in listed)
     return ()

@@ -2,20 +2,25 @@
 
     one file of scores a benchmark -> shares of the first model's score -> their mean over benchmarks, and who is ahead
 
-The scores are those of `eval/vqa.py --out`: one a question and model. All models are drawn together, photo by photo, so that
-the interval of a lead is a paired one; benchmarks are drawn independently.
+The scores are those of `eval/vqa.py --out`: one a question and model. Models are joined by name, and those of one name must be
+the same. All models are drawn together, photo by photo, so that the interval of a lead is a paired one; benchmarks are drawn
+independently.
 """
 
 import json
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from .files import write_text
+from .vqa_answers import Run
 from .vqa_metrics import Score
 from .vqa_statistics import RESAMPLES, Interval, Values, interval, resampled_means
+
+FINGERPRINTS = ("fingerprint", "settings_fingerprint")  # of a `Run`: by these a model is the same
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class BenchmarkScores:
     photos: tuple[Hashable, ...]  # (N,)
     strata: tuple[Hashable, ...]  # (N,) or none
     models: Mapping[str, Sequence[float]]  # name -> (N,), the first one's first
+    fingerprints: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # name -> FINGERPRINTS, where known
 
 
 @dataclass(frozen=True)
@@ -36,16 +42,20 @@ class Retained:
     shares: tuple[Interval, ...]  # a benchmark each
     mean: Interval
     lead: Interval | None  # of the model asked about, over this one; None for itself
+    leads: tuple[Interval, ...]  # the same a benchmark; none for itself
 
 
-def write_scores(results: Path, benchmark: str, scores: Mapping[str, Score]) -> None:
-    """Writes the scores of models on the same questions, each named, beside a results file."""
+def write_scores(results: Path, benchmark: str, scores: Mapping[str, Score], runs: Mapping[str, Run | None]) -> None:
+    """Writes the scores of models on the same questions, by name, and what is known of their runs, beside a results file."""
     first = next(iter(scores.values()))
     content = {
         "benchmark": benchmark,
         "photos": _numbered(first.photos),
         "strata": _numbered(first.strata),
         "models": {name: [float(unit) for unit in score.units] for name, score in scores.items()},
+        "fingerprints": {
+            name: {kind: getattr(run, kind) for kind in FINGERPRINTS} for name, run in runs.items() if run is not None
+        },
     }
     write_text(_beside(results), json.dumps(content) + "\n")
 
@@ -64,9 +74,13 @@ def read_scores(results: Path) -> BenchmarkScores:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return BenchmarkScores(
-            content["benchmark"], tuple(content["photos"]), tuple(content["strata"]), content["models"]
+            content["benchmark"],
+            tuple(content["photos"]),
+            tuple(content["strata"]),
+            content["models"],
+            {name: dict(each) for name, each in content.get("fingerprints", {}).items()},
         )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): write it again by eval/vqa.py --out {results}.") from error
 
 
@@ -74,13 +88,17 @@ def retained(files: Sequence[BenchmarkScores], of: str | None = None, resamples:
     """How much of the first model's score the others retain, a benchmark each and on average.
 
     Args:
-        files: The benchmarks. Models that are not in all of them are left out.
+        files: The benchmarks, each once. Models that are not in all of them are left out: `left_out`.
         of: The model whose lead over each other one is asked for; default the second.
         resamples: Drawings of photos.
 
     Raises:
-        ValueError: Nothing can be compared, or the first model scores nothing in one of the benchmarks.
+        ValueError: Nothing can be compared, a benchmark is there twice, one name stands for several models, or the first model
+            scores nothing in one of the benchmarks.
     """
+    benchmark, times = Counter(each.benchmark for each in files).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"The results of {benchmark} are given {times} times: give each benchmark once.")
     names = [name for name in files[0].models if all(name in each.models for each in files)]
     firsts = {next(iter(each.models)) for each in files}
     if len(firsts) > 1 or len(names) < 2:
@@ -88,6 +106,8 @@ def retained(files: Sequence[BenchmarkScores], of: str | None = None, resamples:
             f"The results have {len(names)} models in common, and the first of each is {' or '.join(sorted(firsts))}: "
             "measure the same first model and at least one other on every benchmark."
         )
+    for name in names:
+        _check_same(name, files)
     of = of or names[1]
     if of not in names:
         raise ValueError(f"{of!r} is not in all results; there are {', '.join(names)}.")
@@ -100,9 +120,31 @@ def retained(files: Sequence[BenchmarkScores], of: str | None = None, resamples:
             tuple(interval(each[number], draws[number]) for each, draws in shares),
             interval(value[number], drawn[number]),
             None if number == asked else interval(value[asked] - value[number], drawn[asked] - drawn[number]),
+            tuple(
+                interval(each[asked] - each[number], draws[asked] - draws[number])
+                for each, draws in shares
+                if number != asked
+            ),
         )
         for number, name in enumerate(names)
     ]
+
+
+def left_out(files: Sequence[BenchmarkScores]) -> dict[str, list[str]]:
+    """Models that `retained` leaves out, each with the benchmarks that lack it."""
+    names = dict.fromkeys(name for each in files for name in each.models)
+    lacking = {name: [each.benchmark for each in files if name not in each.models] for name in names}
+    return {name: benchmarks for name, benchmarks in lacking.items() if benchmarks}
+
+
+def _check_same(name: str, files: Sequence[BenchmarkScores]) -> None:
+    """Raises ValueError if two files know a model of this name by different fingerprints."""
+    for kind in FINGERPRINTS:
+        found = {each.benchmark: each.fingerprints.get(name, {}).get(kind) for each in files}
+        known = {benchmark: value for benchmark, value in found.items() if value}
+        if len(set(known.values())) > 1:
+            listed = ", ".join(f"{value} in {benchmark}" for benchmark, value in known.items())
+            raise ValueError(f"{name} is not the same model in all results: its {kind} is {listed}.")
 
 
 def _shares(scores: BenchmarkScores, names: Sequence[str], resamples: int, seed: int) -> tuple[Values, Values]:

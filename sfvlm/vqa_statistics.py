@@ -21,6 +21,10 @@ class Interval:
     low: float
     high: float
 
+    def metrics(self, name: str) -> dict[str, float]:
+        """As results files have it."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -32,6 +32,7 @@ from .metrics import (
 from .results import Row
 from .scene_texts import CLASS_NAMES, class_prompt
 from .sparseformer import SparseFormerModel
+from .subsets import spread
 from .teachers import TeacherOutput
 from .texts import Template, TextEncoder, imagenet_indices, imagenet_names, imagenet_templates
 from .views import evaluation_view, normalize
@@ -63,10 +64,9 @@ class EvaluationViews(Dataset[dict[str, Any]]):
 
     def __init__(self, photos: Photos, image_size: int, limit: int | None = None, crop_pct: float = 1.0) -> None:
         self.photos, self.image_size, self.crop_pct = photos, image_size, crop_pct
-        count = len(photos) if limit is None else min(limit, len(photos))
-        if count < 1:
+        self.indices = spread(len(photos), limit)
+        if not self.indices:
             raise ValueError(f"limit is {limit}; an evaluation needs at least 1 photo.")
-        self.indices = [number * len(photos) // count for number in range(count)]
 
     def __len__(self) -> int:
         return len(self.indices)

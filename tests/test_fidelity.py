@@ -10,12 +10,12 @@ import torch
 
 from sfvlm.chat import Host, open_host
 from sfvlm.cli import main
-from sfvlm.commands.vqa import put_tower
 from sfvlm.fidelity import measure_fidelity
 from sfvlm.host_reader import HostReader
 from sfvlm.host_texts import Conversations, Interview
 from sfvlm.images import open_photos
 from sfvlm.inherit import inherit, student_config
+from sfvlm.named_towers import put_tower
 from sfvlm.scenes import render_scene
 from sfvlm.sides import twin_of
 from sfvlm.teachers import open_teacher

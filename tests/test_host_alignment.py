@@ -140,13 +140,53 @@ def test_answers_continue_where_they_stopped(llava: Path, photo_folder: Path, tm
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])  # cut short in the third photo
     with pytest.MonkeyPatch.context() as patch:
-        asked: list[str] = []
-        original = Selection.__getitem__
-        patch.setattr(Selection, "__getitem__", lambda self, i: asked.append(self.key(i)) or original(self, i))  # type: ignore[func-returns-value]
+        asked: list[int] = []
+        original = Interview._ask
+        patch.setattr(Interview, "_ask", lambda self, of, some: asked.extend(some) or original(self, of, some))
         assert interview_of(llava).answers(photos, path) == whole
-    assert asked == [photos.key(2), photos.key(3)]
+    assert asked == [2, 3]
     with pytest.raises(ValueError, match="turns: 2 then, 3 now"):
         interview_of(llava, turns=3).answers(photos, path)
+
+
+def test_answers_with_other_settings_are_another_hosts(llava: Path, photo_folder: Path, tmp_path: Path) -> None:
+    photos, path = photos_of(photo_folder, 2), tmp_path / "answers.jsonl"
+    interview = interview_of(llava)
+    interview.answers(photos, path)
+    interview.processor.chat_template += " "  # the weights are the same
+    with pytest.raises(ValueError, match="holds other answers \\(settings: "):
+        interview.answers(photos, path)
+
+
+def test_answers_about_other_photos_of_the_same_names_are_refused(llava: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / version / "val" for version in ("v1", "v2")]
+    for seed, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        for index in range(3):
+            render_scene(seed, index, 56).image.save(folder / f"{index}.png")
+    interview, path = interview_of(llava), tmp_path / "answers.jsonl"
+    interview.answers(photos_of(folders[0]), path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"about other photos, val/0\.png among them: remove it"):
+        interview.answers(photos_of(folders[1]), path)
+    assert path.read_bytes() == before
+
+
+def test_a_repaired_photo_is_asked_about_and_a_broken_one_not_again(llava: Path, tmp_path: Path) -> None:
+    folder, path = tmp_path / "photos", tmp_path / "answers.jsonl"
+    folder.mkdir()
+    for index in range(3):
+        render_scene(0, index, 56).image.save(folder / f"{index}.png")
+    (folder / "1.png").write_bytes(b"no photo")
+    photos, interview = photos_of(folder), interview_of(llava, at_once=1)
+    first = interview.answers(photos, path)
+    assert [len(turns) for turns in first] == [2, 0, 2]
+    before = path.read_bytes()
+    assert interview.answers(photos, path) == first and path.read_bytes() == before
+    render_scene(0, 1, 56).image.save(folder / "1.png")
+    whole = interview.answers(photos, path)
+    assert whole == interview.answers(photos, tmp_path / "anew.jsonl")
+    assert path.read_bytes().startswith(before) and interview.answers(photos, path) == whole
 
 
 def test_photos_of_one_name_have_answers_of_their_own(llava: Path, tmp_path: Path) -> None:

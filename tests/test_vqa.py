@@ -17,12 +17,25 @@ from tiny_llava import tiny_llava
 
 from sfvlm.cli import run
 from sfvlm.commands.vqa import VqaCommand, vqa_command
+from sfvlm.decode import UnreadablePhoto
 from sfvlm.images import open_photos
 from sfvlm.scenes import render_scene
-from sfvlm.vqa import BENCHMARKS, RULES, ask, compare, made_questions, measure, questions_of, result_row, rule_of
-from sfvlm.vqa_answers import AnswerFile, Run, Shard, merge_shards, read_answers
-from sfvlm.vqa_photos import SourcePhotos, check_photos
+from sfvlm.vqa import (
+    BENCHMARKS,
+    RULES,
+    ask,
+    compare,
+    limited,
+    made_questions,
+    measure,
+    questions_of,
+    result_row,
+    rule_of,
+)
+from sfvlm.vqa_answers import AnswerFile, Run, Shard, answer_names, merge_shards, read_answers, run_of
+from sfvlm.vqa_photos import SourcePhotos, TablePhotos, check_photos
 from sfvlm.vqa_questions import OPTION_LETTER, SHORT_ANSWER, UNANSWERABLE, Question
+from sfvlm.vqa_retained import read_scores
 from sfvlm.vqa_sources import caption_questions, daquar_questions, photo_split, pope_questions, scene_questions
 
 RUN = Run("echo", "0123456789ab", 8, "ba9876543210")
@@ -140,9 +153,10 @@ def test_pope_reads_its_three_files_and_llavas_one(tmp_path: Path) -> None:
     found = questions_of("pope", files)
     assert [item.category for item in found] == ["random", "popular"]
     assert len({item.question_id for item in found}) == 2
+    assert {item.text for item in found} == {row["text"] + SHORT_ANSWER}  # as LLaVA's file asks the same
     llavas = {"question_id": 0, "image": row["image"], "text": row["text"] + SHORT_ANSWER, "category": "random"}
     (joined,) = questions_of("pope", [write_lines(tmp_path / "llava_pope_test.jsonl", [llavas])], files[:1])
-    assert joined.answers == ("no",)
+    assert joined.answers == ("no",) and joined.text == found[0].text
 
 
 def test_viz_wiz_gqa_and_science_qa_read_their_own_files(tmp_path: Path) -> None:
@@ -263,6 +277,52 @@ def test_bad_question_files_get_one_sentence(tmp_path: Path) -> None:
         questions_of("pop", [])
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "content"),
+    [
+        ("vqav2", {"annotations": [{"question_id": 1, "answers": [{"text": "yes"}]}]}),
+        ("vqav2", {"annotations": [{"question_id": 1, "answers": ["yes"] * 10}]}),
+        ("vqav2", {"questions": [{"question_id": 1, "image_id": "first", "question": "?"}]}),
+        ("textvqa", {"data": [{"image_id": "x", "question_id": 1, "question": "?", "answers": None}]}),
+        ("textvqa", {"data": [{"image_id": "x", "question_id": 1, "question": None, "answers": ["a"]}]}),
+        ("gqa", {"1": {"imageId": "n1", "question": "?", "answer": "yes", "types": None}}),
+        ("vizwiz", [{"image": "a.jpg", "question": "?", "answers": [3]}]),
+        ("scienceqa", [{"id": "1", "conversations": []}]),
+        ("scienceqa", {"1": {"question": "?", "choices": None, "answer": 0}}),
+    ],
+)
+def test_a_file_of_another_format_is_named(benchmark: str, content: Any, tmp_path: Path) -> None:
+    path = write_json(tmp_path / "file.json", content)
+    for files in ([path], []), ([], [path]):
+        with pytest.raises(ValueError, match=r"^.*file\.json does not have this benchmark's format"):
+            questions_of(benchmark, *files)
+
+
+@pytest.mark.parametrize("answer", [99, 2, -1, "B", None])
+def test_science_qa_answers_that_are_no_option_are_refused(answer: Any, tmp_path: Path) -> None:
+    path = write_json(tmp_path / "problems.json", {"7": {"question": "?", "choices": ["x", "y"], "answer": answer}})
+    with pytest.raises(ValueError, match=rf"Question 7 of .*problems\.json has the answer {answer!r} and 2 options"):
+        questions_of("scienceqa", [path])
+
+
+def test_what_is_null_is_missing(tmp_path: Path) -> None:
+    good = {"question_id": 1, "image": "a.jpg", "text": "What?", "category": None, "label": "yes"}
+    (question,) = questions_of("pope", [write_lines(tmp_path / "q.jsonl", [good])])
+    assert question.category == ""
+    for name, words in (("text", "has no 'text', only question_id, image, label"), ("label", "have no right answer")):
+        with pytest.raises(ValueError, match=words):
+            questions_of("pope", [write_lines(tmp_path / "q.jsonl", [good | {name: None}])])
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u0085"])  # JSON has these unescaped, and str.splitlines parts lines there
+def test_lines_end_at_line_feeds_alone(mark: str, tmp_path: Path) -> None:
+    row = {"question_id": 1, "image": "a.jpg", "text": f"What{mark}is it?{SHORT_ANSWER}", "label": "yes"}
+    lines = [json.dumps(row | {"question_id": number}, ensure_ascii=False) for number in range(2)]
+    for end in ("\n", "\r\n"):
+        (tmp_path / "q.json").write_bytes(end.join([*lines, ""]).encode())
+        assert [item.text for item in questions_of("pope", [tmp_path / "q.json"])] == [row["text"]] * 2
+
+
 # Photos
 
 
@@ -286,6 +346,29 @@ def test_missing_photos_are_refused_before_anything_is_asked(photos: SourcePhoto
     lost = [*questions, Question("x", "lost.jpg", "What?"), Question("y", None, "What?")]
     with pytest.raises(ValueError, match=r"1 of 12 questions are about photos .* here, .* lost\.jpg \(question x\)"):
         check_photos(lost, photos, "here")
+
+
+def test_a_name_of_several_photos_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    folders = [tmp_path / part / "val" for part in "ab"]
+    for width, folder in enumerate(folders, start=8):
+        folder.mkdir(parents=True)
+        (folder / "1.jpg").write_bytes(jpeg(width))
+    photos = SourcePhotos(open_photos(folders))
+    for name in ("1.jpg", "val/1.jpg"):  # by its file name, and by its key
+        with pytest.raises(ValueError, match=rf"1 of 1 .* {name} \(question 7\)\. .* could be any of 2 in .*: val/1"):
+            check_photos([Question(7, name, "What?")], photos, "here")
+        with pytest.raises(ValueError, match="could be any of 2"):
+            photos.open(name)
+
+
+def test_a_photo_in_mm_benchs_table_that_is_none_is_a_broken_photo(tmp_path: Path) -> None:
+    path = mm_bench_table(tmp_path / "m.tsv", [["3", "Which?", "", "x", "y", "", "", "B", "l", "not base 64"]])
+    photos = TablePhotos(path)
+    check_photos(questions_of("mmbench", [path]), photos, "here")
+    with pytest.raises(UnreadablePhoto, match=r"m\.tsv:3"):
+        photos.open("3")
+    with pytest.raises(ValueError, match=r"The photo 4 is not in .*m\.tsv"):
+        photos.open("4")
 
 
 def test_a_broken_photo_is_answered_by_nothing_and_named(tmp_path: Path) -> None:
@@ -391,6 +474,59 @@ def test_a_damaged_answer_file_is_refused(tmp_path: Path, photos: Any, questions
         AnswerFile(path, RUN, questions)
 
 
+def test_answers_about_other_photos_of_the_same_names_are_refused(tmp_path: Path) -> None:
+    sources = []
+    for seed, version in enumerate(("v1", "v2")):
+        (tmp_path / version / "val").mkdir(parents=True)
+        for number in range(4):
+            render_scene(seed, number, 32).image.save(tmp_path / version / "val" / f"{number}.png")
+        sources.append(SourcePhotos(open_photos(tmp_path / version / "val")))
+    asked = [Question(number, f"val/{number}.png", "What?") for number in range(4)]
+    path, host = tmp_path / "a.jsonl", Echo()
+    answer(path, asked[:3], sources[0])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"are about other photos, val/0\.png among them: remove the file, or give"):
+        answer(path, asked, sources[1], host)
+    assert host.asked == 0 and path.read_bytes() == before
+    assert answer(path, asked, sources[0], host) and host.asked == 1
+
+
+def test_a_repaired_photo_is_asked_about(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg())
+    (tmp_path / "b.jpg").write_bytes(jpeg()[:60])
+    asked = [Question(name, f"{name}.jpg", "what?") for name in "bac"] + [Question("d", None, "what?")]
+    (tmp_path / "c.jpg").write_bytes(jpeg(9))
+    path, photos, host = tmp_path / "out" / "answers.jsonl", SourcePhotos(open_photos(tmp_path)), Echo()
+    expected = ["", "8 what?", "9 what?", "0 what?"]
+    assert answer(path, asked, photos, host) == expected
+    assert answer(path, asked, photos, Echo(fails_after=1)) == expected  # broken still
+    (tmp_path / "b.jpg").write_bytes(jpeg(20))
+    assert answer(path, asked, photos, host) == ["20 what?", *expected[1:]]
+    assert host.asked == 4 and len(path.read_text().splitlines()) == 4
+    assert answer(path, asked, photos, Echo(fails_after=0)) == ["20 what?", *expected[1:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"metadata": "x"}, "its fingerprint is '', this run's"),
+        ({"metadata": {"max_new_tokens": "many"}}, "its fingerprint is '', this run's"),
+        ({"prompt": ["q0 what?"]}, "question 0 is not asked here"),
+        ({"text": None}, "Line 1 of .* is not an answer"),
+        ({"question_id": None}, "Line 1 of .* is not an answer"),
+    ],
+)
+def test_an_answer_file_that_others_wrote_over_is_refused(
+    change: dict[str, Any], words: str, tmp_path: Path, photos: Any, questions: list[Question]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    answer(path, questions[:1], photos)
+    row = json.loads(path.read_text()) | change
+    with pytest.raises(ValueError, match=words):
+        AnswerFile(write_lines(path, [row]), RUN, questions)
+
+
 # Shards
 
 
@@ -424,6 +560,44 @@ def test_shards_that_do_not_make_a_whole_are_refused(tmp_path: Path, photos: Any
     with pytest.raises(ValueError, match="of another run"):
         merge_shards(path, questions)
     assert not path.exists()
+
+
+def test_shards_that_a_stopped_process_had_joined_are_removed(
+    tmp_path: Path, photos: Any, questions: list[Question]
+) -> None:
+    path, parts = tmp_path / "a.jsonl", [Shard(number, 3) for number in (1, 2, 3)]
+    for part in parts:
+        answer(part.path(path), part.of(questions), photos)
+    left = parts[1].path(path).read_bytes()
+    merge_shards(path, questions)
+    whole = path.read_bytes()
+    parts[1].path(path).write_bytes(left)
+    assert merge_shards(path, questions)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"] and path.read_bytes() == whole
+    parts[1].path(path).write_bytes(left.replace(b'"text": "', b'"text": "another '))  # of another run, perhaps
+    with pytest.raises(ValueError, match=r"1 of 3 shards of .* are there; 1, 3 missing"):
+        merge_shards(path, questions)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_shard_with_a_broken_photo_is_whole(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg())
+    (tmp_path / "b.jpg").write_bytes(jpeg()[:60])
+    photos, path = SourcePhotos(open_photos(tmp_path)), tmp_path / "out" / "a.jsonl"
+    asked, parts = [Question(name, f"{name}.jpg", "what?") for name in "abc"], [Shard(1, 2), Shard(2, 2)]
+    for part in parts[1:]:
+        answer(part.path(path), part.of(asked), photos)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="1 of 2 shards"):
+            merge_shards(path, asked)
+    answer(parts[0].path(path), parts[0].of(asked)[:1], photos)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="has 1 of 2 answers"):
+            merge_shards(path, asked)
+    answer(parts[0].path(path), parts[0].of(asked), photos)
+    assert merge_shards(path, asked)
+    assert read_answers(path, asked) == ["8 what?", "", "8 what?"]
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0"])
@@ -461,6 +635,24 @@ def test_answers_that_do_not_fit_are_refused(tmp_path: Path, questions: list[Que
     ):
         with pytest.raises(ValueError, match=words):
             read_answers(write_lines(path, changed), questions)
+
+
+def test_a_null_is_no_answer(tmp_path: Path, questions: list[Question]) -> None:
+    rows = [{"question_id": item.question_id, "prompt": item.text, "text": "a"} for item in questions]
+    path = write_lines(tmp_path / "a.jsonl", [*rows[:-1], rows[-1] | {"text": None}])
+    with pytest.raises(ValueError, match=r"Line 10 of .* is not an answer"):
+        read_answers(path, questions)
+
+
+def test_models_of_answer_files_are_called_as_they_say(tmp_path: Path, photos: Any, questions: Any) -> None:
+    paths = [tmp_path / f"{name}.jsonl" for name in ("scenes.reduce-average-4", "scenes.sf49")]
+    for path, name in zip(paths, ("reduce:average@4", "sf49"), strict=True):
+        ask(Echo(), questions, photos, path=path, model_id=name)  # type: ignore[arg-type]
+    assert answer_names(paths, "scenes") == ["reduce:average@4", "sf49"]
+    assert run_of(paths[1]) == Run("sf49", RUN.fingerprint, 64, RUN.settings_fingerprint)
+    others = [write_lines(tmp_path / f"{name}.jsonl", [{"question_id": 1, "text": "a"}]) for name in ("a", "scenes.b")]
+    assert answer_names(others, "scenes") == ["a", "b"]
+    assert answer_names([paths[1], paths[1]], "scenes") == [str(tmp_path / "sf49")] * 2
 
 
 # Questions made from photos
@@ -595,6 +787,52 @@ def test_every_rule_is_told_beside_its_number() -> None:
         rule_of("vqav2", "gqa")
 
 
+def test_a_limit_is_spread_evenly() -> None:
+    asked = [Question(number, "a.jpg", "?", ("yes",)) for number in range(100)]
+    assert [item.question_id for item in limited("pope", asked, 4)] == [0, 25, 50, 75]
+    assert limited("pope", asked, None) == limited("pope", asked, 1000) == asked
+    for limit in (0, -3):
+        with pytest.raises(ValueError, match=f"--limit is {limit}; it must be at least 1"):
+            limited("pope", asked, limit)
+
+
+@pytest.mark.parametrize("limit", [4, 5, 9, 30, 39])
+def test_a_limit_keeps_all_rotations_of_a_question(limit: int, tmp_path: Path) -> None:
+    names = "ABCD"
+    rows = []
+    for number in range(10):
+        options = ["w", "x", "y", "z"] if number % 3 else ["w", "x", "", ""]
+        rows.append([str(number), f"q{number}?", "", *options, names[number % 2], "l", "0"])
+    asked = questions_of("mmbench", [mm_bench_table(tmp_path / "m.tsv", rows)])
+    assert len(asked) == 6 * 4 + 4 * 2
+    few = limited("mmbench", asked, limit)
+    chosen = {item.question_id for item in few}
+    assert 0 < len(few) <= limit and few == [item for item in asked if item.question_id in chosen]
+    assert measure("mmbench", few, ["A"] * len(few)).value == 0  # who always says A is never right in all of them
+
+
+def test_a_limit_keeps_rotations_that_stand_apart_in_the_file(tmp_path: Path) -> None:
+    rows = [
+        [str(1_000_000 * turn + number), f"q{number}?", "", *"xyxy"[turn : turn + 2], "", "", "AB"[turn], "l", "0"]
+        for turn in range(2)
+        for number in range(10)
+    ]
+    asked = questions_of("mmbench", [mm_bench_table(tmp_path / "m.tsv", rows)])
+    assert [item.question_id for item in limited("mmbench", asked, 4)] == [0, 5, 1000000, 1000005]
+
+
+def test_a_limit_keeps_both_questions_about_a_photo_of_mme() -> None:
+    asked = [
+        Question(f"color/{number}", f"color/{number}", f"{right}?", (right,), "color")
+        for number in range(9)
+        for right in ("yes", "no")
+    ]
+    few = limited("mme", asked, 7)
+    assert len(few) == 6 and measure("mme", few, [item.answers[0] for item in few]).value == 200
+    with pytest.raises(ValueError, match="--limit is 1; it must be at least 2, as many questions as count together"):
+        limited("mme", asked, 1)
+
+
 def test_two_models_are_compared_on_the_same_questions() -> None:
     asked = [Question(number, str(number), "?", ("yes",)) for number in range(40)]
     first = measure("pope", asked, ["yes"] * 36 + ["no"] * 4)
@@ -667,6 +905,53 @@ def test_a_host_is_measured_with_other_towers_in_its_place(hosts: list[str], tmp
     assert texts[0] == texts[2]  # every token of the dense tower is the dense tower
 
 
+def write_mme(folder: Path) -> Path:
+    (folder / "tool").mkdir()
+    (folder / "tool" / "color.txt").write_text("1.jpg\tIs it red?\tYes\n2.jpg\tIs it red?\tYes\n2.jpg\tIs it?\tNo")
+    return folder / "tool"
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_is_asked(
+    hosts: list[str], tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("sfvlm.commands.vqa.open_host", lambda *_, **__: pytest.fail("a host was opened"))
+    for name in ("color/1.jpg", "color/2.jpg"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(jpeg())
+    row = {"question_id": "x", "image": "color/1.jpg", "text": "?", "answers": ["a"] * 3}
+    chosen = row | {"answers": ["A"], "options": ["x", "y"]}
+    for benchmark, questions, words in (
+        ("mme", write_mme(tmp_path), "two questions a photo; there are 1 about color/1.jpg"),
+        ("textvqa", write_lines(tmp_path / "text.jsonl", [row]), "10 answers, not for 3"),
+        ("mmbench", write_lines(tmp_path / "mm.jsonl", [chosen]), "MMBench numbers its questions; 'x' is no number."),
+    ):
+        options = ["--benchmark", benchmark, "--questions", str(questions), "--photos", str(tmp_path / "photos")]
+        for shard in ([], ["--shard", "1/2"]):
+            with pytest.raises(SystemExit) as stopped:
+                run(vqa_command, VqaCommand, [*options, *shard, "--model", hosts[0], "--out", str(tmp_path / "o.json")])
+            assert stopped.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_results_of_hosts_and_of_their_answers_are_of_the_same_models(
+    hosts: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    asked, scored = tmp_path / "asked.json", tmp_path / "scored.json"
+    options = ["--benchmark", "scenes", "--photos", "scenes:2:5", "--limit", "4", "--device", "cpu"]
+    run(vqa_command, VqaCommand, [*options, "--model", hosts[0], "--tower", "reduce:average@4", "--out", str(asked)])
+    files = sorted((tmp_path / "asked" / "answers").iterdir())
+    run(vqa_command, VqaCommand, [*options, "--answers", *map(str, files), "--out", str(scored)])
+    first, second = (read_scores(path) for path in (asked, scored))
+    assert list(first.models) == list(second.models) == ["llava", "reduce:average@4"]
+    assert first.fingerprints == second.fingerprints
+    facts = {
+        name: json.loads(path.read_text().splitlines()[0])["metadata"]
+        for name, path in zip(first.models, files, strict=True)
+    }
+    assert first.fingerprints == {
+        name: {kind: its[kind] for kind in ("fingerprint", "settings_fingerprint")} for name, its in facts.items()
+    }
+
+
 def test_ctrl_c_says_how_to_continue(hosts: list[str], tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr("sfvlm.chat.Host.answer", Echo(fails_after=0).answer)
     options = [
@@ -718,6 +1003,7 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(hosts: list[str], tmp_
         (["--benchmark", "scenes", "--model", hosts[0], "--tower", "sf@many"], "asks for 'many' tokens"),
         (["--benchmark", "gqa", "--rule", "m4c", "--model", hosts[0]], "judged by gqa"),
         ([*pope, "--answers", str(other)], "answers 0 of 1 questions"),
+        ([*pope, "--answers", str(other), "--limit", "0"], "--limit is 0; it must be at least 1"),
     ):
         with pytest.raises(SystemExit) as stopped:
             run(vqa_command, VqaCommand, [*arguments, "--out", str(out)])

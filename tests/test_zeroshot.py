@@ -31,6 +31,7 @@ from sfvlm.metrics import (
     retrieval_metrics,
     topk_accuracy,
 )
+from sfvlm.results import check_json
 from sfvlm.scene_texts import COLORS
 from sfvlm.scenes import render_scene
 from sfvlm.teachers import open_teacher
@@ -396,7 +397,7 @@ def test_the_command_measures_students_and_controls_beside_their_teacher(
     assert {"command", "date", "versions", "skipped", "citations"} <= results.keys()
     assert [len(skips) for skips in results["skipped"].values()] == [1, 0]
     rows = results["results"]
-    assert len(rows) == 2 * (1 + 1 + 4)
+    assert len(rows) == 2 * (1 + 1 + 5)
     for row in rows:
         assert row.keys() == SIX_KEYS
         assert row["task"] == "zeroshot_classification"
@@ -447,6 +448,25 @@ def test_photos_without_labels_or_captions_measure_fidelity(clip_folder, make_st
     assert "agreement" not in rows[1]["metrics"]  # a CLIP tower alone has no first choice
 
 
+def test_what_stops_a_later_source_loses_nothing(clip_source, class_folders, photo_folder, tmp_path, capsys):
+    out = tmp_path / "new" / "results.json"
+    shared = ["--teacher", clip_source, "--task", "classification", "--out", out]
+    with pytest.raises(SystemExit) as stop:
+        command(*shared, "--data", class_folders, photo_folder)
+    assert stop.value.code == 2 and "have no labels" in capsys.readouterr().err
+    content = json.loads(out.read_text())
+    assert [row["dataset"] for row in content["results"]] == [class_folders.name]
+    assert len(content["skipped"][str(class_folders)]) == 1
+    assert len(build_csv(tmp_path / "new" / "results")) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ValueError, match=rf"the folder {tmp_path} cannot be written"):
+        check_json(tmp_path / "new" / "results.json")
+    assert not (tmp_path / "new").exists()
+
+
 def test_bad_input_ends_with_one_sentence_and_exit_code_2(
     clip_source, clip_folder, make_student, photo_folder, class_folders, tmp_path, capsys
 ):
@@ -455,6 +475,8 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(
     (tmp_path / "orphan" / "config.json").write_text('{"model_type": "sparseformer"}')
     names = tmp_path / "names.txt"
     names.write_text("red\nblue\n")
+    (tmp_path / "names").write_text("a file where results belong")
+    (tmp_path / "folder.json").mkdir()
     folders = ["--model", student, "--data", class_folders]
     cases = [
         (["--model", student, "--data", tmp_path / "nothing"], "nothing"),
@@ -470,6 +492,9 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(
         ([*folders, "--class-names", names], r"labels go from 0 to \d+, but the classifier has 2 classes"),
         ([*folders, "--class-indices", "1,two"], "must be numbers and commas"),
         ([*folders, "--out", tmp_path / "results"], "must end in .json"),
+        ([*folders, "--out", names.with_suffix(".json")], "names is a file where a folder of that name belongs"),
+        ([*folders, "--out", tmp_path / "names" / "below" / "res.json"], "below cannot be made: .*names is a file"),
+        ([*folders, "--out", tmp_path / "folder.json"], "folder.json, which is a folder"),
         ([*folders, "--image-size", 33], "no multiple of the teacher's patches of 8 pixels"),
         ([*folders, "--task", "retrieval"], "The photos have no captions"),
         (["--model", student, "--data", photo_folder, "--task", "classification"], "have no labels"),

@@ -12,12 +12,13 @@ from ..fidelity import Fidelity, measure_fidelity
 from ..host_reader import HostReader
 from ..host_texts import Interview, read_prompts
 from ..images import open_photos
+from ..named_towers import put_tower, split_tower
 from ..results import Row, aligned, check_json, short_names, write_results
 from ..sides import twin_of
+from ..subsets import spread
 from ..teachers import open_teacher
 from ..views import Selection
-from ..vqa_statistics import Interval, mean_interval, paired_comparison
-from .vqa import put_tower, split_tower
+from ..vqa_statistics import mean_interval, paired_comparison
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ def fidelity_command(command: FidelityCommand) -> None:
     _check(command)
     prompts = read_prompts(command.prompts) if command.prompts else ()
     every = open_photos(command.photos)
-    count = min(command.limit, len(every)) or len(every)
-    photos = Selection(every, [number * len(every) // count for number in range(count)])
+    photos = Selection(every, spread(len(every), command.limit or None))
     host = open_host(command.host, dtype=command.dtype, device=command.device)
     dense = open_teacher(command.host).model.to(host.model.device, host.model.dtype)
     # A swap takes the dense tower out of its host: each is made on a twin of the same weights.
@@ -104,15 +104,12 @@ def _check(command: FidelityCommand) -> None:
 def _row(command: FidelityCommand, name: str, tokens: int, found: Fidelity, first: Fidelity) -> Row:
     metrics: dict[str, float] = {"tokens": tokens, "photos": len(found.photos)}
     for measure in ("divergence", "same_words"):
-        _add(metrics, measure, mean_interval(getattr(found, measure), found.photos))
+        metrics |= mean_interval(getattr(found, measure), found.photos).metrics(measure)
     if found is not first:
-        _add(metrics, "difference", paired_comparison(first.divergence, found.divergence, found.photos).difference)
+        comparison = paired_comparison(first.divergence, found.divergence, found.photos)
+        metrics |= comparison.difference.metrics("difference")
     dataset = "+".join(short_names(command.photos))
     return dict(dataset=dataset, model=name, pretrained=command.host, task="fidelity", metrics=metrics, language="en")
-
-
-def _add(metrics: dict[str, float], name: str, interval: Interval) -> None:
-    metrics |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def fidelity_table(rows: list[Row]) -> str:

@@ -11,8 +11,10 @@ import tyro
 from ..cli import say
 from ..files import write_json
 from ..results import aligned, check_json, provenance
-from ..vqa_retained import BenchmarkScores, Retained, read_scores, retained
+from ..vqa_retained import BenchmarkScores, Retained, left_out, read_scores, retained
 from ..vqa_statistics import Interval
+
+GUESSED = ("pope", "pope-like")  # yes or no, as often: who guesses is right half of the time
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class RetainedCommand:
     """Join results of eval/vqa.py: the share of the first model's score that each other one retains, on average too."""
 
     results: Annotated[list[Path], tyro.conf.Positional]
-    """Files that eval/vqa.py --out wrote, one a benchmark, all with the same first model."""
+    """Files that eval/vqa.py --out wrote, one a benchmark, all with the same first model; models go by their names."""
     of: str | None = None
     """The model whose lead over each other one is asked for, as the results name it; default the second."""
     out: Path | None = None
@@ -28,8 +30,10 @@ class RetainedCommand:
 
 
 def retained_command(command: RetainedCommand) -> None:
-    """Reads the scores, draws photos, and prints a table."""
+    """Reads the scores, draws photos, and prints a table and what must be known of it."""
     check_json(command.out)
+    if not command.results:
+        raise ValueError("There is nothing to join: give files that eval/vqa.py --out wrote.")
     files = [read_scores(path) for path in command.results]
     found = retained(files, command.of)
     of = next(each.model for each in found if each.lead is None)
@@ -37,9 +41,15 @@ def retained_command(command: RetainedCommand) -> None:
     say(
         f"\nShares of the score of {found[0].model}, in per cent, with 95 % intervals (photos are resampled, all models alike)."
     )
+    for each in files:
+        if each.benchmark in GUESSED:
+            say(f"The share of {each.benchmark} is of accuracy, of which chance is half.")
+    for name, benchmarks in left_out(files).items():
+        say(f"Left out: {name}, which is not in the results of {', '.join(benchmarks)}.")
     if command.out is not None:
         benchmarks = [each.benchmark for each in files]
         facts = {"benchmarks": benchmarks, "of": of, "command": shlex.join(sys.argv)}
+        command.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(command.out, {"retained": [asdict(each) for each in found], **facts, **provenance("sfvlm", "numpy")})
         say(f"Wrote {command.out}.")
 

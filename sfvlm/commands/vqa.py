@@ -15,31 +15,38 @@ from ..cli import say
 from ..decode import UnreadablePhoto
 from ..devices import usable_device
 from ..images import open_photos
-from ..reduce import REDUCE, reduce_host
-from ..reduce_methods import method_named
+from ..named_towers import put_tower, split_tower
 from ..results import Row, aligned, check_json, short_names, write_results
-from ..swap import swap
 from ..vqa import (
     BENCHMARKS,
     RULES,
     ask,
     benchmark_named,
     compare,
+    limited,
     made_questions,
     measure,
     questions_of,
     result_row,
     rule_of,
 )
-from ..vqa_answers import Shard, merge_shards, read_answers
+from ..vqa_answers import Run, Shard, answer_names, merge_shards, read_answers, run_of
 from ..vqa_metrics import Score
 from ..vqa_photos import NamedPhotos, SourcePhotos, TablePhotos, check_photos
 from ..vqa_questions import Question
 from ..vqa_retained import write_scores
 from ..vqa_sources import SCENE_TEST_SEED, Negatives, Split
-from ..zoo import folder_of, resolve
 
-Answered = tuple[str, str, list[str], dict[str, Any]]  # name, source, texts, what is known of the model
+
+@dataclass(frozen=True)
+class Answered:
+    """What one model said."""
+
+    name: str
+    source: str
+    texts: list[str]
+    run: Run | None  # None where it is unknown
+    facts: dict[str, Any] = field(default_factory=dict)  # that its row shall have
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class VqaCommand:
     seed: int = 0
     """Of pope-like's choices."""
     limit: int | None = None
-    """At most so many questions, spread evenly over all."""
+    """At most so many questions, spread evenly over all; those that only count together, as MME's two of a photo, stay so."""
     batch_size: int = 8
     """Questions at once."""
     max_new_tokens: int | None = None
@@ -110,15 +117,19 @@ def vqa_command(command: VqaCommand) -> None:
     if command.out is not None and (shard is not None or command.only_ask):
         say(f"The answers are in {_folder(command.out)}.")
         return
-    scores = [measure(command.benchmark, questions, texts, rule) for _, _, texts, _ in answered]
+    scores = [measure(command.benchmark, questions, each.texts, rule) for each in answered]
     rows = list(_rows(command, rule, questions, answered, scores))
-    say(f"\n{command.benchmark}: {len(questions)} questions, {len(set(scores[0].photos))} photos; {RULES[rule][1]}")
+    say(f"\n{command.benchmark}: {len(questions)} questions, {len(set(scores[0].photos))} photos; {RULES[rule].words}")
     say(vqa_table(rows, scores[0].headline, benchmark_named(command.benchmark).shown))
     if command.out is not None:
         made = {name: getattr(command, name) for name in ("split", "negatives", "seed", "limit")}
         write_results(command.out, rows, {"command": shlex.join(sys.argv), "device": _device(command), **made})
-        names = [name for name, *_ in answered]
-        write_scores(command.out, command.benchmark, dict(zip(names, scores, strict=True)))
+        write_scores(
+            command.out,
+            command.benchmark,
+            {each.name: score for each, score in zip(answered, scores, strict=True)},
+            {each.name: each.run for each in answered},
+        )
         say(f"\nWrote {command.out}; the answers are in {_folder(command.out)}.")
 
 
@@ -143,7 +154,7 @@ def _check(command: VqaCommand) -> Shard | None:
 
 
 def _questions(command: VqaCommand) -> tuple[list[Question], NamedPhotos | None]:
-    """The questions, and their photos where a host is to be asked."""
+    """The questions, and their photos where a host is to be asked; what cannot be measured is refused before that."""
     name, sources = command.benchmark, command.photos
     if name == "scenes" and not sources:
         sources = [f"scenes:500:{SCENE_TEST_SEED}"]
@@ -166,22 +177,18 @@ def _questions(command: VqaCommand) -> tuple[list[Question], NamedPhotos | None]
         questions = questions_of(name, command.questions, command.annotations, not command.only_ask)
     if photos is not None and command.model:
         check_photos(questions, photos, ", ".join(sources) or str(command.questions[0]))
-    return _spread(questions, command.limit), photos
-
-
-def _spread(questions: list[Question], limit: int | None) -> list[Question]:
-    count = len(questions) if limit is None else min(limit, len(questions))
-    if count < 1:
-        raise ValueError(f"--limit is {limit}; there must be at least 1 question.")
-    return [questions[number * len(questions) // count] for number in range(count)]
+    questions = limited(name, questions, command.limit)
+    if not command.only_ask:
+        measure(name, questions, [""] * len(questions), command.rule)
+    return questions, photos
 
 
 def _answered(
     command: VqaCommand, questions: Sequence[Question], photos: NamedPhotos | None, shard: Shard | None
 ) -> Iterator[Answered]:
     """Each model's answers, one model in memory at a time."""
-    for path, name in zip(command.answers, short_names(command.answers), strict=True):
-        yield name, str(path), read_answers(path, questions), {}
+    for path, name in zip(command.answers, answer_names(command.answers, command.benchmark), strict=True):
+        yield Answered(name, str(path), read_answers(path, questions), run_of(path))
     if not command.model:
         return
     assert photos is not None
@@ -189,16 +196,19 @@ def _answered(
         host = open_host(source, dtype=command.dtype, device=command.device, bits=command.bits)
         if tower is not None:
             put_tower(host, tower)
+        path = _answer_path(command, name, questions, shard)
         texts = ask(
             host,
             questions,
             photos,
             max_new_tokens=command.max_new_tokens or BENCHMARKS[command.benchmark].max_new_tokens,
             batch_size=command.batch_size,
-            path=_answer_path(command, name, questions, shard),
+            path=path,
             model_id=name,
         )
-        yield name, source if tower is None else f"{source} with {tower}", texts, _facts(host, questions, photos)
+        pretrained = source if tower is None else f"{source} with {tower}"
+        run = None if path is None else run_of(path)
+        yield Answered(name, pretrained, texts, run, _facts(host, questions, photos))
         del host
         torch.cuda.empty_cache()
 
@@ -209,38 +219,6 @@ def _hosts(command: VqaCommand) -> Iterator[tuple[str, str | None, str]]:
     sources = [*((source, None) for source in command.model), *((command.model[0], tower) for tower in command.tower)]
     for (source, tower), name in zip(sources, names, strict=True):
         yield source, tower, name
-
-
-def put_tower(host: Host, tower: str) -> None:
-    """Swaps an open host's tower for one that is given as TOWER or TOWER@TOKENS.
-
-    Raises:
-        ValueError: There is no such tower, it does not fit, or its number of tokens is none.
-    """
-    name, count = split_tower(tower)
-    if name.startswith(REDUCE):
-        swap(host.model, host.processor, reduce_host(folder_of(host.source), name.removeprefix(REDUCE), count))
-    else:
-        swap(host.model, host.processor, name, count)
-
-
-def split_tower(tower: str) -> tuple[str, int | None]:
-    """TOWER@TOKENS in two; None where no number is given.
-
-    Raises:
-        ValueError: There is no such method, zoo name or folder, or its number of tokens is none.
-    """
-    name, mark, number = tower.rpartition("@")
-    if mark and not number.isdecimal():
-        raise ValueError(f"The tower {tower!r} asks for {number!r} tokens; behind @ stands a number, as in {name}@49.")
-    name, count = (name, int(number)) if mark else (tower, None)
-    if name.startswith(REDUCE):
-        method_named(name.removeprefix(REDUCE))
-        if count is None:
-            raise ValueError(f"{tower} has no budget of its own: say how many tokens, as in {tower}@49.")
-    elif not Path(resolve(name)).is_dir():
-        raise ValueError(f"There is no tower {name}: give a SparseFormer folder, a name of the zoo, or reduce:METHOD.")
-    return name, count
 
 
 def _answer_path(command: VqaCommand, name: str, questions: Sequence[Question], shard: Shard | None) -> Path | None:
@@ -274,15 +252,15 @@ def _facts(host: Host, questions: Sequence[Question], photos: NamedPhotos) -> di
 def _rows(
     command: VqaCommand, rule: str, questions: Sequence[Question], answered: list[Answered], scores: list[Score]
 ) -> Iterator[Row]:
-    for (name, source, texts, facts), score in zip(answered, scores, strict=True):
+    for each, score in zip(answered, scores, strict=True):
         yield result_row(
             command.benchmark,
-            name,
-            source,
+            each.name,
+            each.source,
             score,
             rule=rule,
             comparison=None if score is scores[0] else compare(scores[0], score),
-            facts={"questions": len(questions), "unanswered": sum(not text for text in texts), **facts},
+            facts={"questions": len(questions), "unanswered": sum(not text for text in each.texts), **each.facts},
         )
 
 

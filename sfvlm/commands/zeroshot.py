@@ -67,7 +67,7 @@ class ZeroShotCommand:
     device: str | None = None
     """Default cuda where there is one."""
     out: Path | None = None
-    """A .json file to write; the folder of that name gets a file a row, for `clip_benchmark build`."""
+    """A .json file to write after each source; the folder of that name gets a file a row, for `clip_benchmark build`."""
 
 
 def zeroshot_command(command: ZeroShotCommand) -> None:
@@ -109,10 +109,11 @@ def zeroshot_command(command: ZeroShotCommand) -> None:
         say(table(found))
         if broken:
             say(f"Skipped {len(broken)} broken photos, the first {broken[0]['key']}: {broken[0]['reason']}.")
+        if command.out is not None:  # each time: what stops a later source loses nothing
+            facts = {"command": shlex.join(sys.argv), "skipped": skipped, "citations": citations, "device": device}
+            write_results(command.out, rows, facts)
     if command.out is not None:
-        facts = {"command": shlex.join(sys.argv), "skipped": skipped, "citations": citations, "device": device}
-        folder = write_results(command.out, rows, facts)
-        say(f"\nWrote {command.out}; for a CSV file: clip_benchmark build {folder}")
+        say(f"\nWrote {command.out}; for a CSV file: clip_benchmark build {command.out.with_suffix('')}")
 
 
 def _candidates(

@@ -1,0 +1,41 @@
+"""Towers as commands name them: TOWER or TOWER@TOKENS, put into an open host."""
+
+from pathlib import Path
+
+from .chat import Host
+from .reduce import REDUCE, reduce_host
+from .reduce_methods import method_named
+from .swap import swap
+from .zoo import folder_of, resolve
+
+
+def put_tower(host: Host, tower: str) -> None:
+    """Swaps an open host's tower for one that is given as TOWER or TOWER@TOKENS.
+
+    Raises:
+        ValueError: There is no such tower, it does not fit, or its number of tokens is none.
+    """
+    name, count = split_tower(tower)
+    if name.startswith(REDUCE):
+        swap(host.model, host.processor, reduce_host(folder_of(host.source), name.removeprefix(REDUCE), count))
+    else:
+        swap(host.model, host.processor, name, count)
+
+
+def split_tower(tower: str) -> tuple[str, int | None]:
+    """TOWER@TOKENS in two; None where no number is given.
+
+    Raises:
+        ValueError: There is no such method, zoo name or folder, or its number of tokens is none.
+    """
+    name, mark, number = tower.rpartition("@")
+    if mark and not number.isdecimal():
+        raise ValueError(f"The tower {tower!r} asks for {number!r} tokens; behind @ stands a number, as in {name}@49.")
+    name, count = (name, int(number)) if mark else (tower, None)
+    if name.startswith(REDUCE):
+        method_named(name.removeprefix(REDUCE))
+        if count is None:
+            raise ValueError(f"{tower} has no budget of its own: say how many tokens, as in {tower}@49.")
+    elif not Path(resolve(name)).is_dir():
+        raise ValueError(f"There is no tower {name}: give a SparseFormer folder, a name of the zoo, or reduce:METHOD.")
+    return name, count
