@@ -90,8 +90,11 @@ def check_start(command: DemoCommand) -> None:
     """What can be refused before models are opened.
 
     Raises:
-        ValueError: A package or folder is missing, or the port is taken.
+        ValueError: Nobody could be served, a package or folder is missing, or the port is taken.
     """
+    for flag, number in (("--users", command.users), ("--waiting", command.waiting)):
+        if number < 1:
+            raise ValueError(f"{flag} is {number}; it must be at least 1, or nobody is answered.")
     if command.mcp and importlib.util.find_spec("mcp") is None:
         raise ValueError("--mcp needs the package mcp: pip install 'sfvlm[mcp]'.")
     if command.feedback is not None and not command.feedback.resolve().parent.is_dir():

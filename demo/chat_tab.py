@@ -1,17 +1,18 @@
-"""Chat: a conversation with one side of the host, about any number of photos."""
+"""Chat: a conversation with one side of the host, about photos."""
 
 import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
-from photos import example_photos, in_words, open_photo
+from photos import example_photos, in_words, open_photos
 
 from sfvlm.chat import Host, Message, assistant_message, user_message
-from sfvlm.side_words import cost_in_words
+from sfvlm.side_words import budget_in_words, cost_in_words
 from sfvlm.sides import Sides
 
 EMPTY = "Write a question, with or without a photo."
@@ -73,7 +74,7 @@ def chat_tab(sides: Sides, feedback: Path | None, users: int) -> None:
 def _settings(hosts: dict[str, Host]) -> list[Any]:
     """Side, sampling, length and system prompt."""
     names = list(hosts)
-    choices = [(f"{name.capitalize()}, {hosts[name].token_budget} tokens a photo", name) for name in names]
+    choices = [(f"{name.capitalize()}, {budget_in_words(hosts[name])}", name) for name in names]
     side = gr.Radio(choices, value=names[-1], label="Tower", elem_id="chat-side")
     longest = gr.Slider(1, 1024, value=256, step=1, label="Longest answer, tokens")
     temperature = gr.Slider(0, 1.5, value=0, step=0.05, label="Temperature", info="0: always the likeliest word")
@@ -121,7 +122,7 @@ class Chat:
         written = written | {_answers(history): side}
         try:
             turns, paths = conversation(message, history, system)
-            photos = [open_photo(path) for path in paths]
+            photos = open_photos(paths)
             reply = self.hosts[side].stream(
                 turns, photos, max_new_tokens=int(max_tokens), temperature=temperature, top_p=top_p, stop=stop
             )
@@ -152,26 +153,49 @@ def conversation(
         raise ValueError(EMPTY)
     turns: list[Message] = []
     paths: list[str] = []
-    asked: list[str] = []  # words and photos of one turn: the page keeps each as a message of its own
-    pending: list[str] = []
-    for turn in history:
-        words, shown = _parts(turn["content"])
-        if turn["role"] == "user":
-            asked += [words] if words else []
-            pending += shown
-        elif turn["role"] == "assistant" and asked:
-            unanswered = words in (WAITING, SILENT)
-            if not unanswered and f"\n\n{WARNING}" not in f"\n\n{words}":
-                turns += [user_message("\n".join(asked), len(pending)), assistant_message(words)]
-                paths += pending
-            if not unanswered:
-                pending = []
-            asked = []
+    pending: list[str] = []  # photos that nothing was said about yet
+    for exchange in _exchanges(history):
+        pending += exchange.photos
+        if exchange.outcome == "answered":
+            turns += [user_message(exchange.words, len(pending)), assistant_message(exchange.answer)]
+            paths += pending
+        if exchange.outcome != "unanswered":
+            pending = []
     pending += [_path(file) for file in files]
     turns.append(user_message(text, len(pending)))
     if system.strip():
         turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system.strip()}]})
     return turns, paths + pending
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What a person wrote and showed, and what stands below it."""
+
+    words: str
+    photos: list[str]
+    answer: str
+
+    @property
+    def outcome(self) -> Literal["answered", "failed", "unanswered"]:
+        if not self.words or self.answer in ("", WAITING, SILENT):
+            return "unanswered"
+        return "failed" if f"\n\n{WARNING}" in f"\n\n{self.answer}" else "answered"
+
+
+def _exchanges(history: list[dict[str, Any]]) -> Iterator[Exchange]:
+    """A conversation cut behind each answer; the page keeps words and photos of one turn as messages of their own."""
+    words: list[str] = []
+    photos: list[str] = []
+    for turn in history:
+        text, files = _parts(turn["content"])
+        if turn["role"] == "user":
+            words += [text] if text else []
+            photos += files
+        elif turn["role"] == "assistant":
+            yield Exchange("\n".join(words), photos, text)
+            words, photos = [], []
+    yield Exchange("\n".join(words), photos, "")
 
 
 def _parts(content: Any) -> tuple[str, list[str]]:
@@ -203,7 +227,10 @@ def _path(file: Any) -> str:
 
 
 class Feedback:
-    """Adds a thumb up or down, with the conversation's text, to a file of JSON lines; photos are only counted."""
+    """Adds a thumb up or down, with the conversation's text, to a file of JSON lines; photos are only counted.
+
+    "liked" is true, false, or null where a thumb is taken back.
+    """
 
     def __init__(self, path: Path, host: str) -> None:
         self.path, self.host, self._guard = path, host, threading.Lock()
@@ -218,7 +245,7 @@ class Feedback:
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "host": self.host,
             "side": written.get(_answers(history[: liked.index])),
-            "liked": bool(liked.liked),
+            "liked": liked.liked if isinstance(liked.liked, bool) else None,
             "message": liked.index,
             "conversation": turns,
         }

@@ -2,15 +2,14 @@
 
 import threading
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import gradio as gr
 from photos import example_photos, in_words, open_photo, photo_input
-from together import check_question, follow
+from together import Progress, check_question, follow
 
 from sfvlm.chat import user_message
-from sfvlm.side_words import difference_in_words, word_difference
+from sfvlm.side_words import budget_in_words, difference_in_words, word_difference
 from sfvlm.sides import Sides
 
 Shown = tuple[str, str, str, str, str, list[tuple[str, str | None]]]
@@ -36,7 +35,7 @@ def compare_tab(sides: Sides, limits: dict[str, Any]) -> None:
                 columns = []
                 for name, host in hosts.items():
                     with gr.Column(min_width=200):
-                        label = f"{name.capitalize()}: {host.token_budget} tokens a photo"
+                        label = f"{name.capitalize()}: {budget_in_words(host)}"
                         answer = gr.Textbox(label=label, lines=5, max_lines=16, elem_id=f"compare-{name}")
                         columns += [answer, gr.Markdown(elem_classes="cost", elem_id=f"compare-{name}-cost")]
             verdict = gr.Markdown(elem_classes="verdict", elem_id="compare-verdict")
@@ -81,9 +80,7 @@ class Compare:
             answers word by word.
         """
         stop = threading.Event()
-        texts = {"dense": "", "sparse": ""}
-        costs = dict(texts)
-        state = partial(_shown, texts, costs)
+        so_far = Progress.start(self.sides.hosts)
         try:
             image = open_photo(photo)
             check_question(question)
@@ -91,18 +88,17 @@ class Compare:
                 name: host.stream([user_message(question, 1)], [image], max_new_tokens=int(max_tokens), stop=stop)
                 for name, host in self.sides.hosts.items()
             }
-            for _ in follow(replies, stop, texts, costs):
-                yield state()
-            dense, sparse = (replies[name].timings for name in texts)
-            verdict = difference_in_words(dense, sparse, texts["dense"], texts["sparse"])
-            yield state(verdict, word_difference(texts["dense"], texts["sparse"]))
+            for so_far in follow(replies, stop):
+                yield _shown(so_far)
+            texts = so_far.texts["dense"], so_far.texts["sparse"]
+            verdict = difference_in_words(replies["dense"].timings, replies["sparse"].timings, *texts)
+            yield _shown(so_far, verdict, word_difference(*texts))
         except Exception as error:
-            yield state(f"⚠ {in_words(error)}")
+            yield _shown(so_far, f"⚠ {in_words(error)}")
         finally:
             stop.set()
 
 
-def _shown(
-    texts: dict[str, str], costs: dict[str, str], verdict: str = "", words: list[tuple[str, str | None]] | None = None
-) -> Shown:
+def _shown(so_far: Progress, verdict: str = "", words: list[tuple[str, str | None]] | None = None) -> Shown:
+    texts, costs = so_far.texts, so_far.costs
     return texts["dense"].strip(), costs["dense"], texts["sparse"].strip(), costs["sparse"], verdict, words or []

@@ -8,9 +8,10 @@ import gradio as gr
 from photos import example_photos, in_words, open_photo, photo_input
 from PIL import Image, ImageDraw
 from rectangle import as_source, rectangle_picture
-from together import check_question, follow
+from together import Progress, check_question, follow
 
 from sfvlm.chat import Host, user_message
+from sfvlm.chat_reply import Clock
 from sfvlm.focus import focused
 from sfvlm.looking import looks_of, seen_view
 from sfvlm.scene_texts import Box
@@ -20,7 +21,7 @@ from sfvlm.visualize import draw_boxes
 WHOLE, FOCUSED = "whole", "focused"
 START = "Choose a photo, then drag a rectangle over what you want to know more of."
 MIDDLE = "30, 30, 70, 70"
-Shown = tuple[str, str, str, str, Image.Image | None, str]
+Shown = tuple[str, str, str, str, Any, str]
 
 
 def focus_tab(sides: Sides, limits: dict[str, Any]) -> None:
@@ -68,7 +69,7 @@ def focus_tab(sides: Sides, limits: dict[str, Any]) -> None:
     )
     stop.click(None, cancels=[asked], api_visibility="private")
     chosen: dict[str, Any] = dict(
-        outputs=[picture, photo, another, hint], api_visibility="private", show_progress="hidden"
+        outputs=[picture, photo, another, hint, rectangle], api_visibility="private", show_progress="hidden"
     )
     photo.change(_Chosen(sides.sparse).show, photo, **chosen)
     another.click(lambda: None, None, photo, api_visibility="private")
@@ -79,7 +80,7 @@ def _reason_without(sides: Sides) -> str:
     """Why the tab is empty."""
     if sides.sparse is None or sides.tower is None:
         return f"There are no boxes to send anywhere. {sides.note or 'The sparse side of this host has none.'}"
-    if sides.sparse.model.config.model_type != "llava":
+    if sides.sparse.tiled:
         return "Focus is for hosts that see a photo as one square; this one cuts it into tiles."
     return ""
 
@@ -104,24 +105,30 @@ class Focus:
             what was read.
         """
         stop = threading.Event()
-        texts, costs = {WHOLE: "", FOCUSED: ""}, {WHOLE: "", FOCUSED: ""}
-        drawn, told = None, ""
+        so_far = Progress.start((WHOLE, FOCUSED))
+        drawn = None
         try:
             image, box = open_photo(photo), parse_rectangle(rectangle)
             check_question(question)
             messages = [user_message(question, 1)]
+            clock = Clock()
             with focused(self.host, image, box, share / 100) as (twin, pixels):
+                clock.stop()
                 looks = looks_of(twin, pixels)
                 drawn = _outlined(draw_boxes(seen_view(self.host, image), looks.boxes[-1], context=looks.context), box)
                 told = f"The view was read at {pixels.shape[-1]} x {pixels.shape[-1]} pixels; the photo has {image.width} x {image.height}."
                 replies = {
                     WHOLE: self.host.stream(messages, [image], max_new_tokens=64, stop=stop),
-                    FOCUSED: twin.stream(messages, [image], max_new_tokens=64, stop=stop, pixel_values=pixels),
+                    FOCUSED: twin.stream(
+                        messages, [image], max_new_tokens=64, stop=stop, pixel_values=pixels, clock=clock
+                    ),
                 }
-                for _ in follow(replies, stop, texts, costs):
-                    yield _shown(texts, costs, drawn, told)
+                yield _shown(so_far, drawn, told)
+                for so_far in follow(replies, stop):
+                    yield _shown(so_far, gr.skip(), told)  # the picture stays: to send it takes as long as some words
+            yield _shown(so_far, drawn, told)  # gradio_client hands over what comes last
         except Exception as error:
-            yield _shown(texts, costs, drawn, f"⚠ {in_words(error)}")
+            yield _shown(so_far, drawn, f"⚠ {in_words(error)}")
         finally:
             stop.set()
 
@@ -147,25 +154,27 @@ def _outlined(picture: Image.Image, box: Box) -> Image.Image:
     return picture
 
 
-def _shown(texts: dict[str, str], costs: dict[str, str], drawn: Image.Image | None, told: str) -> Shown:
+def _shown(so_far: Progress, drawn: Any, told: str) -> Shown:
+    texts, costs = so_far.texts, so_far.costs
     return texts[WHOLE].strip(), costs[WHOLE], texts[FOCUSED].strip(), costs[FOCUSED], drawn, told
 
 
 class _Chosen:
-    """Shows the view of a photo in place of the photo, to be drawn on."""
+    """Shows the view of a photo in place of the photo, to be drawn on; the rectangle of the one before goes."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
 
-    def show(self, path: str | None) -> tuple[Any, Any, Any, Any]:
+    def show(self, path: str | None) -> tuple[Any, Any, Any, str, str]:
+        hidden, shown = gr.update(visible=False), gr.update(visible=True)
         if path is None:
-            return gr.update(visible=False), gr.update(visible=True), gr.update(visible=False), START
+            return hidden, shown, hidden, START, MIDDLE
         try:
             view = seen_view(self.host, open_photo(path))
         except Exception as error:
-            return gr.update(visible=False), gr.update(visible=True), gr.update(visible=False), f"⚠ {in_words(error)}"
+            return hidden, shown, hidden, f"⚠ {in_words(error)}", MIDDLE
         told = "This is what the tower sees. Drag a rectangle over what you want to know more of."
-        return gr.update(value=as_source(view), visible=True), gr.update(visible=False), gr.update(visible=True), told
+        return gr.update(value=as_source(view), visible=True), hidden, shown, told, MIDDLE
 
 
 def _drawn(event: gr.EventData) -> str:

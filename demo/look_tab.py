@@ -8,6 +8,7 @@ from photos import example_photos, in_words, open_photo, photo_input
 from PIL import Image
 from together import check_question
 
+from sfvlm import SparseFormerConfig, roi
 from sfvlm.chat import Host
 from sfvlm.looking import Looked, look
 from sfvlm.side_words import cost_in_words
@@ -16,6 +17,7 @@ from sfvlm.visualize import describe_boxes, draw_attention, draw_boxes
 
 BOXES, ATTENTION = "Boxes", "What the answer attended to"
 ALL_WORDS = -1
+WHOLE_ANSWER = ("the whole answer", ALL_WORDS)
 BUDGETS = (16, 100)
 HINT = "Click into the picture to choose the token that looked there."
 
@@ -31,10 +33,10 @@ def look_tab(sides: Sides, limits: dict[str, Any]) -> None:
             photo = photo_input(label="Photo", height=260, elem_id="look-photo")
             question = gr.Textbox(label="Question", lines=2, elem_id="look-question")
             budget = gr.Slider(
-                *BUDGETS,
+                *budget_range(sides.tower.config),
                 value=sides.tower.config.budget,
                 step=1,
-                label="Tokens a photo",
+                label="Tokens a tile" if sides.sparse.tiled else "Tokens a photo",
                 info="Let go of the slider, and the question is answered again",
                 interactive=sides.has_budgets,
                 elem_id="look-budget",
@@ -56,24 +58,23 @@ def look_tab(sides: Sides, limits: dict[str, Any]) -> None:
             caption = gr.Markdown(HINT, elem_classes="hint", elem_id="look-caption")
             step = gr.Slider(1, 2, value=2, step=1, label="Step", elem_id="look-step")
             with gr.Row():
-                word = gr.Dropdown([("the whole answer", ALL_WORDS)], value=ALL_WORDS, label="Word of the answer")
+                word = gr.Dropdown([WHOLE_ANSWER], value=ALL_WORDS, label="Word of the answer")
                 everything = gr.Button("Show all tokens", elem_id="look-all")
-    drawing: dict[str, Any] = dict(
-        inputs=[looked, step, show, word, token], outputs=[picture, caption], api_visibility="private"
-    )
+    # always_last: by default what is asked for while something is drawn is dropped.
+    hidden: dict[str, Any] = dict(api_visibility="private", show_progress="hidden", trigger_mode="always_last")
+    chosen, drawn = [looked, step, show, word], [picture, caption]
     gr.on(
         [ask.click, question.submit, budget.release],
         Look(sides).look,
         inputs=[photo, question, budget],
-        outputs=[answer, cost, picture, caption, looked, step, word, token],
+        outputs=[answer, cost, picture, caption, looked, step, word, token, show],
         api_name="look",
         **limits,
     )
-    gr.on([step.input, show.input, word.input], draw, show_progress="hidden", **drawing)
-    picture.select(_choose, [looked, step], token, api_visibility="private", show_progress="hidden").then(
-        draw, show_progress="hidden", **drawing
-    )
-    everything.click(lambda: None, None, token, api_visibility="private").then(draw, show_progress="hidden", **drawing)
+    step.input(draw, [*chosen, token], drawn, **hidden)
+    gr.on([show.input, everything.click], draw_without_token, chosen, [*drawn, token], **hidden)
+    word.input(draw_word, [looked, step, word], [*drawn, token, show], **hidden)
+    picture.select(draw_place, chosen, [*drawn, token], **hidden)
 
 
 class Look:
@@ -88,7 +89,7 @@ class Look:
         Args:
             photo: The photo.
             question: What is asked.
-            num_tokens: Image tokens, 16 to 100.
+            num_tokens: Image tokens, 16 to 100 or the tower's own number; of each tile where the host cuts photos into tiles.
 
         Returns:
             The answer, what it cost, the photo with the boxes of the last step, and a caption.
@@ -97,60 +98,108 @@ class Look:
             image = open_photo(photo)
             check_question(question)
             looked = look(self._host(int(num_tokens)), image, question)
+            last = len(looked.boxes)
+            words = [(text.strip() or "␣", number) for number, text in enumerate(looked.words)]
+            return (
+                looked.answer,
+                cost_in_words(looked.timings),
+                *draw(looked, last, BOXES, ALL_WORDS, None),
+                looked,
+                gr.Slider(1, max(2, last), value=last, visible=last > 1),
+                gr.Dropdown([WHOLE_ANSWER, *words], value=ALL_WORDS),
+                None,
+                BOXES,
+            )
         except Exception as error:
-            unchanged = [gr.skip()] * 4
-            return "", "", None, f"⚠ {in_words(error)}", *unchanged
-        last = len(looked.boxes)
-        words = [("the whole answer", ALL_WORDS), *((text.strip() or "␣", i) for i, text in enumerate(looked.words))]
-        return (
-            looked.answer,
-            cost_in_words(looked.timings),
-            *draw(looked, last, BOXES, ALL_WORDS, None),
-            looked,
-            gr.Slider(1, last, value=last),
-            gr.Dropdown(words, value=ALL_WORDS),
-            None,
-        )
+            return "", "", None, f"⚠ {in_words(error)}", None, gr.skip(), gr.skip(), None, gr.skip()
 
     def _host(self, num_tokens: int) -> Host:
         """The sparse side at the nearest budget that the host can read."""
-        assert self.sides.sparse is not None
+        assert self.sides.sparse is not None and self.sides.tower is not None
         if not self.sides.has_budgets:
             return self.sides.sparse
-        num_tokens = min(max(num_tokens, BUDGETS[0]), BUDGETS[1])
-        if self.sides.sparse.model.config.model_type != "llava":  # tiles are put together as square grids
+        low, high = budget_range(self.sides.tower.config)
+        num_tokens = min(max(num_tokens, low), high)
+        if self.sides.sparse.tiled:  # tiles are put together as square grids
             num_tokens = round(math.sqrt(num_tokens)) ** 2
         return self.sides.at_budget(num_tokens)
+
+
+def budget_range(config: SparseFormerConfig) -> tuple[int, int]:
+    """The fewest and the most tokens that can be asked for: the tower's own number is among them."""
+    high = max(BUDGETS[1], config.budget)
+    if config.focusing == "chosen":
+        high = min(high, config.teacher_grid**2)
+    return min(BUDGETS[0], config.budget, high - 1), high
 
 
 def draw(looked: Looked | None, step: int, show: str, word: int, token: int | None) -> tuple[Image.Image | None, str]:
     """The picture of one step, and what it shows."""
     if looked is None:
         return None, HINT
-    number = min(max(int(step), 1), len(looked.boxes)) - 1
+    last = len(looked.boxes) - 1
+    number = min(max(int(step) - 1, 0), last)
     if looked.chosen and (show == ATTENTION or token is not None):
-        number = len(looked.boxes) - 1  # the boxes of the first step are no tokens
-    boxes, points = looked.boxes[number], looked.points[number]
-    where = f"Step {number + 1} of {len(looked.boxes)}"
-    if show == ATTENTION and token is None:
-        weights = looked.given_to(None if word == ALL_WORDS else word)
-        said = "the whole answer" if word == ALL_WORDS else f"“{looked.words[word].strip()}”"
-        text = f"{where}. The lighter, the more {said} attended to the token there: {weights.sum():.0%} of all attention went to "
-        return draw_attention(looked.view, boxes, weights), text + "the photo, averaged over layers and heads."
-    if token is None:
-        context = looked.context if number == len(looked.boxes) - 1 else None
-        beside = f" Grey: {len(context)} more, as context." if context is not None and len(context) else ""
-        drawn = draw_boxes(looked.view, boxes, context=context)
-        return drawn, f"{where}: {describe_boxes(boxes[None])}.{beside} {HINT}"
+        number = last  # the boxes of the first step are no tokens
+    if token is not None:
+        return _draw_token(looked, number, token)
+    return _draw_attention(looked, number, word) if show == ATTENTION else _draw_all(looked, number)
+
+
+def _draw_all(looked: Looked, number: int) -> tuple[Image.Image, str]:
+    """The boxes of all tokens."""
+    boxes = looked.boxes[number]
+    context = looked.context if number == len(looked.boxes) - 1 else None
+    beside = f" Grey: {len(context)} more, as context." if context is not None and len(context) else ""
+    drawn = draw_boxes(looked.view, boxes, context=context)
+    return drawn, f"{_where(looked, number)}: {describe_boxes(boxes[None])}.{beside} {HINT}"
+
+
+def _draw_token(looked: Looked, number: int, token: int) -> tuple[Image.Image, str]:
+    """One token's box, and where it read the photo."""
+    boxes = looked.boxes[number]
     token = min(token, len(boxes) - 1)
-    width, height = ((boxes[token, i + 2] - boxes[token, i]).item() for i in (0, 1))
-    text = f"{where}, token {token + 1} of {len(boxes)}: a box of {width:.0%} x {height:.0%} of the view, where the "
-    return draw_boxes(looked.view, boxes, points, [token]), text + "dots read the photo."
+    width, height = roi.sizes(boxes[token]).abs().tolist()
+    return draw_boxes(looked.view, boxes, looked.points[number], [token]), (
+        f"{_where(looked, number)}, token {token + 1} of {len(boxes)}: a box of {width:.0%} x {height:.0%} of the view, "
+        "where the dots read the photo."
+    )
 
 
-def _choose(looked: Looked | None, step: int, place: gr.SelectData) -> int | None:
+def _draw_attention(looked: Looked, number: int, word: int) -> tuple[Image.Image, str]:
+    """What the answer attended to, or one word of it."""
+    if looked.attention is None:
+        return looked.view, f"⚠ What the answer attended to could not be computed. {looked.failure}"
+    weights, photo = looked.given_to(None if word == ALL_WORDS else word)
+    said = WHOLE_ANSWER[0] if word == ALL_WORDS else f"“{looked.words[word].strip()}”"
+    parts = f"; {weights.sum():.0%} to this view of it, the rest to its tiles" if looked.tiled else ""
+    return draw_attention(looked.view, looked.boxes[number], weights), (
+        f"{_where(looked, number)}. The lighter, the more {said} attended to the token there: {photo:.0%} of all attention "
+        f"went to the photo, averaged over layers and heads{parts}."
+    )
+
+
+def _where(looked: Looked, number: int) -> str:
+    return f"Step {number + 1} of {len(looked.boxes)}"
+
+
+def draw_without_token(looked: Looked | None, step: int, show: str, word: int) -> tuple[Image.Image | None, str, None]:
+    """The picture, what it shows, and no token: one that was clicked gives way to what is asked for now."""
+    return *draw(looked, step, show, word, None), None
+
+
+def draw_word(looked: Looked | None, step: int, word: int) -> tuple[Image.Image | None, str, None, str]:
+    """What a word attended to; no token, and the view that is then shown."""
+    return *draw_without_token(looked, step, ATTENTION, word), ATTENTION
+
+
+def draw_place(
+    looked: Looked | None, step: int, show: str, word: int, place: gr.SelectData
+) -> tuple[Image.Image | None, str, int | None]:
+    """The token that looked at a place of the picture, and which one that is."""
     if looked is None:
-        return None
+        return None, HINT, None
     x, y = (value / side for value, side in zip(place.index, looked.view.size, strict=True))
     last = len(looked.boxes) - 1
-    return looked.token_at(last if looked.chosen else min(int(step) - 1, last), x, y)
+    token = looked.token_at(last if looked.chosen else min(int(step) - 1, last), x, y)
+    return *draw(looked, step, show, word, token), token

@@ -12,6 +12,7 @@ from look_tab import look_tab
 from zeroshot_tab import zeroshot_tab
 
 from sfvlm.ranking import Ranker
+from sfvlm.side_words import budget_in_words
 from sfvlm.sides import Sides
 
 # One photo, one word at a time: all that computes with the model shares this queue.
@@ -69,7 +70,7 @@ def build_page(sides: Sides, ranker: Ranker | str, *, feedback: Path | None = No
         with gr.Tab("Zero-shot", id="zeroshot"):
             zeroshot_tab(ranker, limits)
         for each in page.fns.values():
-            if each.concurrency_limit == users:  # ChatInterface takes no queue
+            if each.concurrency_limit != "default":  # ChatInterface takes no queue
                 each.concurrency_id = QUEUE
     return page
 
@@ -78,8 +79,8 @@ def _heading(sides: Sides) -> str:
     """What one is talking to."""
     if sides.dense is None or sides.sparse is None:
         return f"**{sides.name}**, {'dense' if sides.sparse is None else 'sparse'} alone."
-    dense, sparse = sides.dense.token_budget, sides.sparse.token_budget
+    number, of_what = budget_in_words(sides.dense).split(" ", 1)
     return (
-        f"One LLaVA, **{sides.name}**, with two vision towers: the dense one gives its language model **{dense}** tokens a "
-        f"photo, the sparse one **{sparse}**, which choose where to look."
+        f"One LLaVA, **{sides.name}**, with two vision towers: the dense one gives its language model **{number}** {of_what}, "
+        f"the sparse one **{sides.sparse.token_budget}**, which choose where to look."
     )

@@ -4,6 +4,7 @@ import atexit
 import functools
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sfvlm.vqa_sources import SCENE_TEST_SEED
 
 UPLOAD_LIMIT = "20mb"
 MAX_PIXELS = 64_000_000
+MAX_PHOTOS, MAX_PIXELS_TOGETHER = 16, 2 * MAX_PIXELS  # of a conversation
 EXAMPLES = (  # scene, question
     (3, "What color is the biggest object?"),
     (7, "What shape is the biggest object?"),
@@ -30,23 +32,41 @@ def photo_input(**options: Any) -> gr.Image:
     return component
 
 
-def open_photo(path: str | None) -> Image.Image:
-    """An uploaded photo, upright.
+def open_photo(path: str | None, others: int = 0) -> Image.Image:
+    """An uploaded photo, upright; `others` are the pixels of those that are open beside it.
 
     Raises:
         ValueError: There is none, it is broken, or it has too many pixels.
     """
     if not path:
         raise ValueError("Choose a photo first.")
+    left = MAX_PIXELS_TOGETHER - others
     try:
-        return decode_image(Path(path).read_bytes(), MAX_PIXELS)
+        return decode_image(Path(path).read_bytes(), min(MAX_PIXELS, left))
     except (OSError, ValueError) as error:
         reason = str(error)
         if "max_pixels" in reason:
-            reason = (
-                f"it has {reason.split(' is more')[0]} pixels, and at most {MAX_PIXELS // 10**6} million can be read"
-            )
+            most = f"{MAX_PIXELS // 10**6} million can be read"
+            if left < MAX_PIXELS:
+                most = f"{left / 1e6:.0f} million more can be read in this conversation"
+            reason = f"it has {reason.split(' is more')[0]} pixels, and at most {most}"
         raise ValueError(f"The photo {Path(path).name} cannot be opened: {reason}.") from error
+
+
+def open_photos(paths: Sequence[str]) -> list[Image.Image]:
+    """The photos of a conversation.
+
+    Raises:
+        ValueError: They are too many, have too many pixels together, or one cannot be opened.
+    """
+    if len(paths) > MAX_PHOTOS:
+        raise ValueError(
+            f"This conversation has {len(paths)} photos, and at most {MAX_PHOTOS} can be read: show fewer, or start a new one."
+        )
+    photos: list[Image.Image] = []
+    for path in paths:
+        photos.append(open_photo(path, sum(photo.width * photo.height for photo in photos)))
+    return photos
 
 
 @functools.cache

@@ -35,6 +35,7 @@ from .zoo import resolve
 Message = dict[str, Any]
 COMPUTED = ("position_ids", "rotary_emb.inv_freq")
 GREEDY = dict(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
+LARGE = 2048  # pixels a side of a large photo: more than all tiles of a LLaVA-NeXT have, and nearly as many as a OneVision's
 
 
 def user_message(text: str, images: int = 0) -> Message:
@@ -94,10 +95,24 @@ class Host:
         ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
+    @property
+    def tiled(self) -> bool:
+        """Whether it cuts photos into tiles, more of them for larger ones."""
+        return self.model.config.model_type != "llava"
+
     @cached_property
     def token_budget(self) -> int:
-        """Tokens the LLM reads for a square photo."""
-        return self.image_tokens(Image.new("RGB", (64, 64)))
+        """Tokens the LLM reads for a photo; where photos are tiled, for a large square one."""
+        side = LARGE if self.tiled else 64
+        return self.image_tokens(Image.new("RGB", (side, side)))
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Keys and values of all layers."""
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return 2 * config.num_hidden_layers * heads * width * self.model.dtype.itemsize
 
     def image_tokens(self, image: Image.Image) -> int:
         """Tokens the LLM reads for this photo."""
@@ -141,6 +156,7 @@ class Host:
         top_p: float = 1.0,
         stop: threading.Event | None = None,
         pixel_values: Tensor | None = None,
+        clock: Clock | None = None,
     ) -> Reply:
         """The next turn of one conversation, as it is written.
 
@@ -152,29 +168,20 @@ class Host:
             top_p: Share of the probability that is sampled from.
             stop: Setting it ends the reply after the token that is being written.
             pixel_values: Takes the place of what the processor makes of the photos, such as the same views with more pixels.
+            clock: What the reply is timed by; one that was made before also counts what was done since, such as those pixels.
 
         Raises:
             ValueError: Photos and image parts differ in number, or the conversation is longer than the model reads.
         """
-        clock = Clock()
-        sampling = GREEDY if temperature <= 0 else dict(do_sample=True, temperature=temperature, top_p=top_p)
+        clock = clock or Clock()
+        clock.go_on()
+        sampling: dict[str, Any] = dict(GREEDY)
+        if temperature > 0:  # all of it is said, or the host's own settings would come in
+            sampling = dict(do_sample=True, num_beams=1, temperature=temperature, top_p=top_p, top_k=0)
         inputs = self.encode([messages], [images], pixel_values)
-        facts: dict[str, Any] = dict(
-            tokens_per_image=self._image_tokens(inputs) / max(len(images), 1),
-            prompt_tokens=inputs["input_ids"].shape[1],
-        )
-        settings = dict(sampling, max_new_tokens=min(max_new_tokens, self._room(facts["prompt_tokens"])))
-        return Reply(
-            self.model,
-            self.processor,
-            self.turns,
-            inputs,
-            settings,
-            stop or threading.Event(),
-            clock,
-            facts,
-            self._bytes_per_token(),
-        )
+        settings = sampling | {"max_new_tokens": min(max_new_tokens, self._room(inputs["input_ids"].shape[1]))}
+        tokens_per_image = self._image_tokens(inputs) / max(len(images), 1)
+        return Reply(self, inputs, settings, stop or threading.Event(), clock, tokens_per_image)
 
     def encode(
         self,
@@ -216,13 +223,6 @@ class Host:
             )
         return sys.maxsize if longest is None else longest - prompt_tokens
 
-    def _bytes_per_token(self) -> int:
-        """Keys and values of all layers."""
-        config = self.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * config.num_hidden_layers * heads * width * self.model.dtype.itemsize
-
     def _image_tokens(self, inputs: dict[str, Tensor]) -> int:
         return int((inputs["input_ids"] == self.processor.image_token_id).sum())
 
@@ -233,7 +233,7 @@ def written(processor: Any, messages: Sequence[Message], *, add_generation_promp
         {
             "role": message["role"],
             "content": [
-                dict(part, text=part["text"].replace(processor.image_token, ""))
+                dict(part, text=_without(processor.image_token, part["text"]))
                 if part["type"] == "text"
                 else {"type": part["type"]}
                 for part in _parts(message)
@@ -242,6 +242,13 @@ def written(processor: Any, messages: Sequence[Message], *, add_generation_promp
         for message in messages
     ]
     return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+
+def _without(mark: str, text: str) -> str:
+    """A text with no mark in it, not even one that remains where another was taken out of it."""
+    while mark in text:
+        text = text.replace(mark, "")
+    return text
 
 
 def lacks_start(processor: Any, text: str) -> bool:

@@ -11,11 +11,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+if TYPE_CHECKING:
+    from .chat import Host
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Timings:
     prompt_tokens: int  # those included
     new_tokens: int
     encode_ms: float | None  # tower and projector
-    first_token_ms: float | None  # from the call of `stream`, image processing and encoding included
+    first_token_ms: float | None  # since its clock was made, image processing and encoding included
     tokens_per_second: float | None  # after the first
     cache_bytes: int  # keys and values of prompt and reply
 
@@ -83,31 +86,28 @@ class Clock:
 class Reply:
     """A reply while it is written: iterate over its pieces, once; then `timings` says what it cost.
 
+    Leaving early returns at once; the host is free again when the token that is being written is.
+
     Args:
-        model, processor: The host's.
-        turns: Whoever computes with the model's weights has the turn.
+        host: Who replies.
         inputs, settings: What `generate` takes.
         stop: Setting it ends the reply.
         clock: Runs since the reply was asked for.
-        facts: Of `Timings`: tokens_per_image, prompt_tokens.
-        bytes_per_token: Of keys and values.
+        tokens_per_image: Of `Timings`.
     """
 
     def __init__(
         self,
-        model: Any,
-        processor: Any,
-        turns: Turns,
+        host: "Host",
         inputs: dict[str, Tensor],
         settings: dict[str, Any],
         stop: threading.Event,
         clock: Clock,
-        facts: dict[str, Any],
-        bytes_per_token: int,
+        tokens_per_image: float,
     ) -> None:
-        self._model, self._turns, self._inputs, self._settings, self._facts = model, turns, inputs, settings, facts
-        self._clock, self._bytes_per_token = clock, bytes_per_token
-        self._streamer = _TimedStreamer(processor.tokenizer, turns, clock)
+        self._host, self._inputs, self._settings = host, inputs, settings
+        self._clock, self._tokens_per_image = clock, tokens_per_image
+        self._streamer = _TimedStreamer(host.processor.tokenizer, host.turns, clock)
         self._stops = (stop, threading.Event())  # the caller's, who may use it again, and ours
         self._encode_times: list[float] = []
         self._error: BaseException | None = None
@@ -118,9 +118,10 @@ class Reply:
         thread.start()
         try:
             yield from filter(None, self._streamer)
-        finally:  # also where the reader leaves early
-            self._stops[1].set()
             thread.join()
+        finally:
+            # Who leaves early does not wait for the thread: a server closes this on its event loop, and that would freeze it.
+            self._stops[1].set()
         if self._error is not None:
             raise self._error
 
@@ -133,23 +134,25 @@ class Reply:
     def timings(self) -> Timings:
         """What the reply cost so far."""
         times, encode = self._streamer.times, self._encode_times
+        prompt_tokens = self._inputs["input_ids"].shape[1]
         return Timings(
-            **self._facts,
+            tokens_per_image=self._tokens_per_image,
+            prompt_tokens=prompt_tokens,
             new_tokens=len(times),
             encode_ms=1000 * (encode[1] - encode[0]) if len(encode) > 1 else None,
             first_token_ms=1000 * times[0] if times else None,
             tokens_per_second=(len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
-            cache_bytes=(self._facts["prompt_tokens"] + len(times)) * self._bytes_per_token,
+            cache_bytes=(prompt_tokens + len(times)) * self._host.bytes_per_token,
         )
 
     def _generate(self) -> None:
         criteria = StoppingCriteriaList([_StopsOn(self._stops)])
         try:
-            with self._turns, ExitStack() as hooks:
+            with self._host.turns, ExitStack() as hooks:
                 self._clock.go_on()
                 if not any(event.is_set() for event in self._stops):
                     self._time_encoding(hooks)
-                    self._model.generate(
+                    self._host.model.generate(
                         **self._inputs, **self._settings, streamer=self._streamer, stopping_criteria=criteria
                     )
         except Exception as error:  # belongs to the reader's thread
@@ -165,11 +168,11 @@ class Reply:
         def stamp(*_: Any) -> None:
             if threading.get_ident() != ours:
                 return  # a photo of another reply, which takes its turn between two words of this one
-            if self._model.device.type == "cuda":
-                torch.cuda.synchronize(self._model.device)
+            if self._host.model.device.type == "cuda":
+                torch.cuda.synchronize(self._host.model.device)
             self._encode_times.append(self._clock())
 
-        body: nn.Module = self._model.model
+        body: nn.Module = self._host.model.model
         begin = body.get_submodule("vision_tower").register_forward_pre_hook(stamp)
         end = body.get_submodule("multi_modal_projector").register_forward_hook(stamp)
         hooks.callback(begin.remove)

@@ -14,11 +14,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from . import roi
 from .chat import Host, user_message
 from .chat_reply import Reply, Timings
 from .sparseformer import SparseFormerModel
 
 VIEW_SIDE = 672  # pixels of the pictures that are shown
+
+
+class Attention(NamedTuple):
+    """What the words of an answer attended to, in shares of all their attention, averaged over layers and heads."""
+
+    tokens: Tensor  # (A, N) to each image token of the first view
+    photo: Tensor  # (A,) to all that is read of the photo, further tiles included
 
 
 @dataclass(frozen=True)
@@ -31,10 +39,12 @@ class Looked:
         points: Where each look read the photo, (N, P, 2) a step.
         answer: What was answered.
         words: The answer's tokens as text.
-        attention: (A, N), the share of its attention that each word gave to each token, averaged over layers and heads.
+        attention: Of these words; None where it could not be computed.
         timings: What the answer cost.
         chosen: Whether the tokens are those of the last step alone, where the first one has boxes of its own.
         context: (M, 4) boxes of what the last step saw beside the tokens; none where there is no such thing.
+        tiled: Whether the answer was also read from tiles, of which the view is the first.
+        failure: Why there is no attention.
     """
 
     view: Image.Image
@@ -42,22 +52,31 @@ class Looked:
     points: tuple[Tensor, ...]
     answer: str
     words: tuple[str, ...]
-    attention: Tensor
+    attention: Attention | None
     timings: Timings
     chosen: bool = False
     context: Tensor | None = None
+    tiled: bool = False
+    failure: str = ""
 
-    def given_to(self, word: int | None) -> Tensor:
-        """Attention to each token of one word, or of all on average: (N,)."""
-        if not len(self.attention):
-            return torch.zeros(self.attention.shape[1])
-        return self.attention.mean(0) if word is None else self.attention[word]
+    def given_to(self, word: int | None) -> tuple[Tensor, float]:
+        """Attention of one word, or of all on average, to each token (N,) and to the whole photo.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if self.attention is None:
+            raise ValueError(f"What the answer attended to could not be computed: {self.failure}")
+        tokens, photo = self.attention
+        if not len(tokens):
+            return torch.zeros(tokens.shape[1]), 0.0
+        return (tokens.mean(0), photo.mean().item()) if word is None else (tokens[word], photo[word].item())
 
     def token_at(self, step: int, x: float, y: float) -> int:
         """The token whose box of that step lies nearest around a place, in fractions of the view."""
         boxes = self.boxes[step]
         place = boxes.new_tensor([x, y])
-        center, size = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-6)
+        center, size = roi.centers(boxes), roi.sizes(boxes).abs().clamp(min=1e-6)
         return int(((place - center) / size).abs().amax(-1).argmin())
 
 
@@ -79,7 +98,7 @@ def view_pixels(host: Host, image: Image.Image, side: int) -> Tensor:
     Raises:
         ValueError: The host cuts photos into tiles.
     """
-    if host.model.config.model_type != "llava":
+    if host.tiled:
         raise ValueError(
             f"{host.source} cuts photos into tiles ({host.model.config.model_type}), which have no one view."
         )
@@ -102,7 +121,7 @@ def as_image(host: Host, pixels: Tensor) -> Image.Image:
 
 def seen_view(host: Host, image: Image.Image, side: int = VIEW_SIDE) -> Image.Image:
     """The square of a photo that the tower sees; of a tiled host its first tile, which is the whole photo."""
-    if host.model.config.model_type == "llava":
+    if not host.tiled:
         return as_image(host, view_pixels(host, image, side)[0])
     pixels = host.processor.image_processor(image, return_tensors="pt")["pixel_values"]  # (1, tiles, 3, H, W)
     return as_image(host, pixels[0, 0]).resize((side, side), Image.Resampling.BICUBIC)
@@ -142,6 +161,8 @@ def look(
 ) -> Looked:
     """Answers a question about a photo, and tells where the tower looked and what the answer attended to.
 
+    An answer that was written is returned even if its attention cannot be computed.
+
     Args:
         host: With a SparseFormer as its tower.
         image: The photo.
@@ -159,8 +180,11 @@ def look(
     reply = host.stream(messages, [image], max_new_tokens=max_new_tokens, pixel_values=pixel_values, **sampling)
     answer = "".join(reply).strip()
     words = written_words(host, reply)
-    attention = answer_attention(host, inputs, reply.tokens[: len(words)], len(looks.boxes[-1]))
-    chosen = tower_of(host).config.focusing == "chosen"
+    attention, failure = None, ""
+    try:
+        attention = answer_attention(host, inputs, reply.tokens[: len(words)], len(looks.boxes[-1]))
+    except Exception as error:
+        failure = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     return Looked(
         seen_view(host, image),
         looks.boxes,
@@ -169,8 +193,10 @@ def look(
         words,
         attention,
         reply.timings,
-        chosen,
-        looks.context,
+        chosen=tower_of(host).config.focusing == "chosen",
+        context=looks.context,
+        tiled=host.tiled,
+        failure=failure,
     )
 
 
@@ -185,35 +211,40 @@ def written_words(host: Host, reply: Reply) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def answer_attention(host: Host, inputs: dict[str, Tensor], answer: list[int], num_tokens: int) -> Tensor:
-    """How much each token of an answer attended to each image token of the first view: (A, N), all shares of 1.
+def answer_attention(host: Host, inputs: dict[str, Tensor], answer: list[int], num_tokens: int) -> Attention:
+    """How much each token of an answer attended to the photo.
 
-    The language model reads prompt and answer once more with plain attention, the only kind that tells its weights.
+    The language model reads prompt and answer once more: up to the last token of the prompt as it always does, and the rest,
+    where the words of the answer are chosen, with plain attention. That alone tells its weights, and would take memory
+    with the square of the prompt.
 
     Args:
         host: Who answered.
         inputs: Of the prompt, from `Host.encode`.
         answer: Token ids.
-        num_tokens: N image tokens.
+        num_tokens: N image tokens of the first view.
     """
     if not answer:
-        return torch.zeros(0, num_tokens)
-    ids, length = inputs["input_ids"], inputs["input_ids"].shape[1]
+        return Attention(torch.zeros(0, num_tokens), torch.zeros(0))
+    ids = inputs["input_ids"]
     places = (ids[0] == host.model.config.image_token_id).nonzero()[:, 0]
-    if host.model.config.model_type == "llava":
-        places = places[len(places) - num_tokens :]  # behind a class token, where the host reads it
-    added = ids.new_tensor([answer[:-1]])
-    inputs = dict(inputs, input_ids=torch.cat([ids, added], dim=1))
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    rows = slice(length - 1, length - 1 + len(answer))  # a word is chosen where the one before it stands
+    # The first view comes first; but behind a class token, where the host reads it.
+    first = slice(num_tokens) if host.tiled else slice(len(places) - num_tokens, None)
+    before = dict(inputs, input_ids=ids[:, :-1], attention_mask=torch.ones_like(ids[:, :-1]))
+    # A word is chosen where the one before it stands.
+    asked = torch.cat([ids[:, -1:], ids.new_tensor([answer[:-1]])], dim=1)
+    mask = ids.new_ones(1, ids.shape[1] + len(answer) - 1)
     found: list[Tensor] = []
 
     def keep(_: Any, __: Any, output: Any) -> None:
-        found.append(output[1][0, :, rows][..., places[:num_tokens].to(output[1].device)].float().mean(0).cpu())
+        found.append(output[1][0][..., places.to(output[1].device)].float().mean(0).cpu())  # (A, all of the photo)
 
-    with host.turns, _plain_attention(host.model.model.language_model, keep):
-        host.model(**inputs, use_cache=False)
-    return torch.stack(found).mean(0)
+    with host.turns:
+        cache = host.model(**before, use_cache=True, logits_to_keep=1).past_key_values
+        with _plain_attention(host.model.model.language_model, keep):
+            host.model(input_ids=asked, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    shares = torch.stack(found).mean(0)
+    return Attention(shares[:, first], shares.sum(-1))
 
 
 @contextmanager

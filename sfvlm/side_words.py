@@ -2,7 +2,13 @@
 
 import difflib
 
+from .chat import Host
 from .chat_reply import Timings
+
+
+def budget_in_words(host: Host) -> str:
+    """What a host reads: "49 tokens a photo", or "2928 tokens a large square photo" where it cuts photos into tiles."""
+    return f"{host.token_budget} tokens {'a large square photo' if host.tiled else 'a photo'}"
 
 
 def cost_in_words(timings: Timings) -> str:

@@ -151,9 +151,18 @@ def _open_swapped(folder: Path, num_tokens: int | None, options: dict[str, Any])
         dense = open_host(before, **options)
     else:
         note = f"The dense side is missing: {folder} has no {DENSE}/ any more, and its host {before} is not there."
+        _check_budget(folder, num_tokens, note)
         return Sides(folder.name, None, open_host(folder, **options), note)
     dense.source = folder.name
     return Sides(folder.name, dense, with_tower(dense, _tower_inside(folder), num_tokens))
+
+
+def _check_budget(folder: Path, num_tokens: int | None, note: str) -> None:
+    """Raises ValueError where a swapped folder alone is asked for another number of tokens than its own."""
+    config: Any = AutoConfig.from_pretrained(folder)
+    own = config.vision_config.budget
+    if num_tokens not in (None, own):
+        raise ValueError(f"{note} So its sparse side keeps its {own} tokens: leave out --num-tokens {num_tokens}.")
 
 
 @contextmanager
@@ -202,7 +211,7 @@ class Piece:
 
 
 def write_together(replies: Mapping[str, Reply], stop: threading.Event) -> Iterator[Piece]:
-    """Reads several replies at once, piece by piece; leaving early ends them all.
+    """Reads several replies at once, piece by piece; leaving early returns at once, and ends them all at their next word.
 
     Args:
         replies: By the name of their side, all of which end when `stop` is set.
@@ -228,7 +237,7 @@ def write_together(replies: Mapping[str, Reply], stop: threading.Event) -> Itera
             piece = pieces.get()
             running -= piece.ended
             yield piece
-    finally:
-        stop.set()
         for thread in threads:
             thread.join()
+    finally:
+        stop.set()

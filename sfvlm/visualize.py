@@ -55,9 +55,9 @@ def draw_boxes(
 
 
 def _on(image: Image.Image, box: list[float]) -> tuple[float, float, float, float]:
-    """A box in fractions of the image, in pixels."""
-    (left, top, right, bottom), (width, height) = box, image.size
-    return left * width, top * height, right * width, bottom * height
+    """A box in fractions of the image, in pixels: left, top, right, bottom, also where its corners are swapped."""
+    (x1, y1, x2, y2), (width, height) = box, image.size
+    return min(x1, x2) * width, min(y1, y2) * height, max(x1, x2) * width, max(y1, y2) * height
 
 
 def draw_attention(image: Image.Image, boxes: Tensor, weights: Tensor, marked: int = 5) -> Image.Image:
@@ -73,9 +73,7 @@ def draw_attention(image: Image.Image, boxes: Tensor, weights: Tensor, marked: i
     shares = (above / above.max()).tolist() if above.max() > 0 else [1.0] * len(weights)
     light = Image.new("L", image.size, 0)
     for index in weights.argsort().tolist():  # the strongest last, on top
-        left, top, right, bottom = (
-            round(value * side) for value, side in zip(boxes[index].tolist(), image.size * 2, strict=True)
-        )
+        left, top, right, bottom = map(round, _on(image, boxes[index].tolist()))
         light.paste(round(255 * shares[index]), (left, top, right, bottom))
     light = light.filter(ImageFilter.GaussianBlur(min(image.size) / 80))
     dark = Image.blend(image.convert("RGB"), Image.new("RGB", image.size, "black"), 0.72)

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_hosts import never_ends, tiny_host, tiny_tower
+from tiny_hosts import held_up, never_ends, tiny_host, tiny_tower
 from tiny_llava import CHAT_TEMPLATE, tiny_llava
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 
 from sfvlm.chat import Host, assistant_message, open_host, user_message
+from sfvlm.chat_reply import Clock
 from sfvlm.reduce import reduce_host
 from sfvlm.scenes import render_scene
+from sfvlm.side_words import budget_in_words
 from sfvlm.swap import swap
 
 PROMPTS = ["What color?", "How many circles are there in this picture, and where?", "a", "Is there a dog?"]
@@ -106,6 +109,11 @@ def test_a_placeholder_in_a_users_text_is_no_photo(host: Host, photos: list[Imag
     assert plain == odd
 
 
+def test_a_placeholder_in_pieces_is_no_photo_either(host: Host, photos: list[Image.Image]) -> None:
+    plain, odd = host.answer(photos[:1] * 2, ["What color?", "What <ima<im<image>age>ge>color?"], max_new_tokens=4)
+    assert plain == odd
+
+
 @pytest.fixture
 def talker(folder: Path) -> Host:
     """A host that says "a a a a ..." and does not end by itself."""
@@ -136,6 +144,18 @@ def test_leaving_early_frees_the_host(talker: Host) -> None:
     pieces.close()  # type: ignore[attr-defined]
     assert reply.timings.new_tokens < 400
     assert talker.answer([None], ["hello"], max_new_tokens=2)
+
+
+def test_who_leaves_early_does_not_wait_for_the_word_that_is_written(talker: Host) -> None:
+    with held_up(talker, after=4) as held:
+        pieces = iter(talker.stream([user_message("hello")], max_new_tokens=400))
+        next(pieces)
+        assert held.waits.wait(10)
+        before = time.monotonic()
+        pieces.close()  # type: ignore[attr-defined]
+        assert time.monotonic() - before < 2
+    assert talker.answer([None], ["hello"], max_new_tokens=2)
+    assert held.words < 12
 
 
 def test_two_readers_take_turns(talker: Host) -> None:
@@ -196,6 +216,28 @@ def test_temperature_samples(talker: Host) -> None:
     assert reply.split() != ["a"] * 30
 
 
+def test_sampling_has_nothing_of_the_hosts_own_settings(talker: Host) -> None:
+    own = talker.model.generation_config
+    own.do_sample, own.top_k, own.num_beams = True, 1, 2
+    greedy = "".join(talker.stream([user_message("hello")], max_new_tokens=6))
+    assert greedy.split() == ["a"] * 6
+    torch.manual_seed(0)
+    drawn = "".join(talker.stream([user_message("hello")], max_new_tokens=30, temperature=1.0))
+    assert drawn.split() != ["a"] * 30
+    torch.manual_seed(0)
+    own.top_k = 50  # as transformers has it where a host says nothing
+    assert drawn == "".join(talker.stream([user_message("hello")], max_new_tokens=30, temperature=1.0))
+
+
+def test_a_clock_that_ran_before_counts_what_was_done_since(talker: Host) -> None:
+    early, clock = 5.0, Clock()
+    clock._start -= early
+    clock.stop()
+    reply = talker.stream([user_message("hello")], max_new_tokens=2, clock=clock)
+    list(reply)
+    assert reply.timings.first_token_ms is not None and reply.timings.first_token_ms > 1000 * early
+
+
 def test_a_template_that_writes_the_first_token_gets_no_second_one(folder: Path) -> None:
     host = open_host(folder, device="cpu")
     tokenizer = host.processor.tokenizer
@@ -234,6 +276,8 @@ def test_tiled_hosts_answer_too(kind: str, tmp_path: Path, photos: list[Image.Im
     host = open_host(tiny_host(kind, tmp_path), device="cpu")
     wide = photos[0].resize((112, 56))
     assert host.image_tokens(wide) > 16
+    assert host.token_budget == host.image_tokens(photos[0].resize((600, 600))) > host.image_tokens(wide)
+    assert budget_in_words(host) == f"{host.token_budget} tokens a large square photo"
     images, prompts = [photos[0], wide, None], PROMPTS[:3]
     alone = [host.answer([image], [prompt], max_new_tokens=4)[0] for image, prompt in zip(images, prompts, strict=True)]
     assert host.answer(images, prompts, max_new_tokens=4) == alone

@@ -1,8 +1,10 @@
 """The demo through gradio_client, against a live server with a tiny random host."""
 
+import itertools
 import json
 import socket
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_hosts import never_ends
+from tiny_hosts import never_ends, tiny_tower
 
 pytest.importorskip("gradio")
 
@@ -24,11 +26,11 @@ from gradio_client import Client, handle_file
 from live_demo import served
 
 from sfvlm import roi
-from sfvlm.chat import Host
+from sfvlm.chat import Host, open_host
 from sfvlm.chat_reply import Timings
-from sfvlm.looking import Looked
+from sfvlm.looking import Attention, Looked, look
 from sfvlm.scenes import render_scene
-from sfvlm.sides import Sides, open_sides
+from sfvlm.sides import Sides, open_sides, with_tower
 
 QUESTION = "What color is the biggest object?"
 
@@ -167,8 +169,6 @@ def test_look_answers_at_any_budget_and_draws_the_boxes(client: Client, sides: S
 def test_the_look_tab_shows_steps_tokens_and_attention(sides: Sides, files: dict[str, str]) -> None:
     from look_tab import ALL_WORDS, ATTENTION, BOXES, draw
 
-    from sfvlm.looking import look
-
     assert sides.sparse is not None
     looked = look(sides.sparse, Image.open(files["photo0"]), QUESTION, max_new_tokens=4)
     captions = [
@@ -185,21 +185,134 @@ def test_the_look_tab_shows_steps_tokens_and_attention(sides: Sides, files: dict
 
 
 def test_where_patches_are_chosen_the_tokens_are_those_of_the_last_step() -> None:
-    from look_tab import ALL_WORDS, ATTENTION, BOXES, _choose, draw
+    from look_tab import ALL_WORDS, ATTENTION, BOXES, draw, draw_place
 
     boxes = (roi.tile_layout(2), roi.cell_boxes(torch.tensor([0, 3, 5, 15]), 4))
     points = (torch.zeros(4, 1, 2),) * 2
-    attention, cost = torch.full((1, 4), 0.1), Timings(4, 9, 1, None, None, None, 0)
+    attention, cost = Attention(torch.full((1, 4), 0.1), torch.tensor([0.4])), Timings(4, 9, 1, None, None, None, 0)
     looked = Looked(Image.new("RGB", (64, 64)), boxes, points, "a", ("a",), attention, cost, chosen=True)
     assert draw(looked, 1, BOXES, ALL_WORDS, None)[1].startswith("Step 1 of 2: 4 boxes")
     assert draw(looked, 1, BOXES, ALL_WORDS, 3)[1].startswith("Step 2 of 2, token 4 of 4: a box of 25% x 25%")
     assert draw(looked, 1, ATTENTION, ALL_WORDS, None)[1].startswith("Step 2 of 2. ")
     place: Any = SimpleNamespace(index=(24, 24))  # in the sixth patch, and in the first tile
-    assert _choose(looked, 1, place) == 2
+    assert draw_place(looked, 1, BOXES, ALL_WORDS, place)[-1] == 2
     beside = replace(looked, context=roi.cell_boxes(torch.tensor([1, 2]), 4))
     picture, text = draw(beside, 2, BOXES, ALL_WORDS, None)
     assert "2 more, as context" in text and picture != draw(looked, 2, BOXES, ALL_WORDS, None)[0]
     assert "context" not in draw(beside, 1, BOXES, ALL_WORDS, None)[1]
+
+
+def test_look_asks_for_the_towers_own_number_whatever_it_is(sides: Sides, files: dict[str, str]) -> None:
+    from look_tab import Look, budget_range
+    from page import build_page
+
+    assert sides.dense is not None
+    for tower, fewest, most in (
+        (tiny_tower(9), 9, 100),
+        (tiny_tower(121), 16, 121),
+        (tiny_tower(16, focusing="chosen"), 15, 16),
+    ):
+        own = tower.config.budget
+        mine = Sides("tiny", sides.dense, with_tower(sides.dense, tower))
+        assert budget_range(tower.config) == (fewest, most)
+        slider: Any = component(build_page(mine, "none"), "look-budget")
+        assert slider.preprocess(own) == slider.value == own
+        for asked, got in ((own, own), (1000, most)):
+            answer, cost, *_ = Look(mine).look(files["photo0"], QUESTION, asked)
+            assert cost.startswith(f"{got} tokens a photo")
+        assert answer == expected(mine.at_budget(most), files["photo0"], 64)
+
+
+def test_a_tower_that_looks_once_has_no_step_to_choose(sides: Sides, files: dict[str, str]) -> None:
+    from look_tab import Look
+
+    assert sides.dense is not None
+    once = Sides("tiny", sides.dense, with_tower(sides.dense, tiny_tower(coarse_blocks=0)))
+    _, _, picture, caption, looked, step, *_ = Look(once).look(files["photo0"], QUESTION, 49)
+    assert picture is not None and looked is not None and "Step 1 of 1: 49 boxes" in caption
+    assert (step.minimum, step.maximum, step.value, step.visible) == (1, 2, 1, False)
+
+
+def test_a_look_that_failed_leaves_no_photo_behind(
+    sides: Sides, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import look_tab
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no picture")
+
+    outputs = look_tab.Look(sides).look(files["photo0"], QUESTION, 49)
+    assert isinstance(outputs[4], Looked)
+    assert look_tab.Look(sides).look(files["broken"], QUESTION, 49)[4] is None
+    monkeypatch.setattr(look_tab, "draw", fail)
+    failed = look_tab.Look(sides).look(files["photo0"], QUESTION, 49)
+    assert failed[4] is None and "no picture" in failed[3] and len(failed) == len(outputs)
+
+
+def test_a_clicked_token_gives_way_to_what_is_asked_for_next(sides: Sides, files: dict[str, str]) -> None:
+    from look_tab import ALL_WORDS, ATTENTION, BOXES
+    from page import build_page
+
+    assert sides.sparse is not None
+    seen = look(sides.sparse, Image.open(files["photo0"]), QUESTION, max_new_tokens=3)
+    page = build_page(sides, "none")
+    show, step, everything = (component(page, name) for name in ("look-show", "look-step", "look-all"))
+    looking = next(each for each in page.fns.values() if each.api_name == "look")
+    word, token = looking.outputs[6:8]
+
+    def listener(block: Any, event: str) -> Any:
+        return next(each for each in page.fns.values() if (block._id, event) in each.targets)
+
+    for block, event, asked, words in (
+        (show, "input", (seen, 2, ATTENTION, ALL_WORDS), "of all attention went to the photo"),
+        (everything, "click", (seen, 2, BOXES, ALL_WORDS), "49 boxes"),
+        (word, "input", (seen, 2, 1), "the more “"),
+    ):
+        found = listener(block, event)
+        values = dict(zip(found.outputs, found.fn(*asked), strict=True))
+        assert values[token] is None and words in values[component(page, "look-caption")]
+    assert values[show] == ATTENTION
+    assert token not in listener(step, "input").outputs
+
+
+@pytest.mark.parametrize("kind", ["llava_next", "llava_onevision"])
+def test_what_a_tiled_photo_was_given_is_told_with_its_tiles(
+    kind: str, hosts: dict[str, Path], files: dict[str, str]
+) -> None:
+    from look_tab import ALL_WORDS, ATTENTION, draw
+    from page import build_page
+
+    dense = open_host(hosts[kind], device="cpu")
+    tiled = Sides("tiny", dense, with_tower(dense, tiny_tower(kind=kind)))
+    assert tiled.sparse is not None
+    seen = look(tiled.sparse, Image.open(files["photo0"]), QUESTION, max_new_tokens=3)
+    view, photo = seen.given_to(None)
+    caption = draw(seen, 2, ATTENTION, ALL_WORDS, None)[1]
+    assert (
+        f"{photo:.0%} of all attention went to the photo" in caption
+        and f"; {view.sum():.0%} to this view of it" in caption
+    )
+    assert photo > view.sum()
+    page = json.dumps(build_page(tiled, "none").config["components"], default=str)
+    for host in (dense, tiled.sparse):
+        assert page.count(f"{host.token_budget} tokens a large square photo") == 2
+        assert f"**{host.token_budget}**" in page
+
+
+def test_an_answer_without_attention_says_why(sides: Sides, files: dict[str, str]) -> None:
+    from look_tab import ALL_WORDS, ATTENTION, BOXES, draw
+
+    assert sides.sparse is not None
+    seen = look(sides.sparse, Image.open(files["photo0"]), QUESTION, max_new_tokens=2)
+    without = replace(seen, attention=None, failure="RuntimeError: CUDA out of memory.")
+    assert draw(without, 2, ATTENTION, ALL_WORDS, None)[1].endswith(
+        "not be computed. RuntimeError: CUDA out of memory."
+    )
+    assert draw(without, 2, BOXES, ALL_WORDS, None) == draw(seen, 2, BOXES, ALL_WORDS, None)
+
+
+def component(page: Any, name: str) -> Any:
+    return next(each for each in page.blocks.values() if getattr(each, "elem_id", None) == name)
 
 
 def test_focus_on_everything_is_the_whole_photo(client: Client, files: dict[str, str]) -> None:
@@ -207,10 +320,54 @@ def test_focus_on_everything_is_the_whole_photo(client: Client, files: dict[str,
     whole, _, answer, cost, boxes, told = client.predict(photo, QUESTION, "0, 0, 100, 100", 100, api_name="/focus")
     assert answer == whole and cost.startswith("49 tokens")
     assert boxes and "at 56 x 56 pixels; the photo has 96 x 96" in told
+    assert Image.open(boxes["path"] if isinstance(boxes, dict) else boxes).size == (672, 672)
     *_, told = client.predict(photo, QUESTION, "50, 0, 100, 50", 60, api_name="/focus")
     assert "at 96 x 96 pixels" in told
     for rectangle, words in (("50, 0, 40, 50", "is not on the view"), ("a, b", "must be four numbers")):
         assert words in client.predict(photo, QUESTION, rectangle, 100, api_name="/focus")[-1]
+
+
+def test_the_focus_picture_is_sent_at_the_start_and_at_the_end_alone(sides: Sides, files: dict[str, str]) -> None:
+    from focus_tab import Focus
+
+    assert sides.sparse is not None
+    shown = [each[4] for each in Focus(sides.sparse).ask(files["photo0"], QUESTION)]
+    assert len(shown) > 4 and isinstance(shown[0], Image.Image) and shown[-1] is shown[0]
+    assert not any(isinstance(each, Image.Image) for each in shown[1:-1])
+
+
+def test_the_first_word_with_focus_comes_after_the_large_view_was_made(
+    sides: Sides, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from focus_tab import Focus
+
+    import sfvlm.focus
+
+    def slow(*arguments: Any) -> torch.Tensor:
+        time.sleep(1.5)
+        return made(*arguments)
+
+    made = sfvlm.focus.view_pixels
+    monkeypatch.setattr(sfvlm.focus, "view_pixels", slow)
+    assert sides.sparse is not None
+    *_, (_, whole, _, cost, _, _) = Focus(sides.sparse).ask(files["photo0"], QUESTION)
+    assert seconds_to_first_word(cost) >= 1.5 > 2 * seconds_to_first_word(whole)
+
+
+def seconds_to_first_word(cost: str) -> float:
+    number, unit = cost.split("first word after ")[1].split(" ·")[0].split()
+    return float(number) / (1000 if unit == "ms" else 1)
+
+
+def test_another_photo_has_no_rectangle_yet(sides: Sides, files: dict[str, str]) -> None:
+    from focus_tab import MIDDLE, _Chosen
+    from page import build_page
+
+    assert sides.sparse is not None
+    chosen = next(each for each in build_page(sides, "none").fns.values() if each.name == "show")
+    assert chosen.outputs[-1].elem_id == "focus-rectangle"
+    for path in (files["photo0"], files["broken"], None):
+        assert _Chosen(sides.sparse).show(path)[-1] == MIDDLE
 
 
 def test_class_names_are_ranked(client: Client, files: dict[str, str]) -> None:
@@ -295,6 +452,41 @@ def test_uploads_have_a_limit(client: Client, tmp_path: Path) -> None:
     assert sent.status_code == 413
 
 
+def test_a_conversation_has_room_for_so_many_photos_and_pixels(
+    sides: Sides, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import photos
+    from chat_tab import Chat
+
+    opened: list[str] = []
+
+    def decode(data: bytes, most: int) -> Image.Image:
+        opened.append("")
+        return before(data, most)
+
+    before = photos.decode_image
+    monkeypatch.setattr(photos, "decode_image", decode)
+    for number in range(3):
+        Image.new("1", (7000, 7000)).save(tmp_path / f"large{number}.png")
+
+    def said(paths: list[str], history: list[dict[str, Any]]) -> str:
+        *_, (text, _, _) = Chat(sides.hosts).answer(
+            {"text": "Which?", "files": paths}, history, "sparse", 0, 1, 2, "", {}
+        )
+        return text
+
+    history = [{"role": "user", "content": [{"path": files["photo0"]}, "?"]}, {"role": "assistant", "content": "a"}]
+    assert "has 17 photos, and at most 16 can be read: show fewer, or start a new one." in said(
+        [files["photo0"]] * 16, history
+    )
+    assert not opened
+    assert (
+        "large2.png cannot be opened: it has 7000 x 7000 pixels, and at most 30 million more can be read in this"
+        in said([str(tmp_path / f"large{number}.png") for number in range(3)], [])
+    )
+    assert "⚠" not in said([files["photo0"]], history)
+
+
 def test_only_this_computer_is_served_unless_asked(url: str) -> None:
     from app import DemoCommand
 
@@ -333,6 +525,8 @@ def test_what_cannot_start_is_refused_before_models_are_opened(
             (["--port", "70000"], "70000 cannot be listened on (bind(): port must be 0-65535): give another --port"),
             (["--feedback", str(tmp_path / "no" / "feedback.jsonl")], "feedback.jsonl, whose folder does not exist."),
             (["--mcp"], "--mcp needs the package mcp: pip install 'sfvlm[mcp]'."),
+            (["--users", "0"], "--users is 0; it must be at least 1, or nobody is answered."),
+            (["--waiting", "-1"], "--waiting is -1; it must be at least 1, or nobody is answered."),
         ):
             with pytest.raises(SystemExit) as ended:
                 run(app.demo_command, app.DemoCommand, flags)
@@ -346,6 +540,26 @@ def test_all_that_computes_shares_one_queue(sides: Sides) -> None:
     computing = [each for each in build_page(sides, "none", users=3).fns.values() if each.concurrency_limit == 3]
     assert {"chat", "compare", "look", "focus"} <= {each.api_name for each in computing}
     assert {each.concurrency_id for each in computing} == {"model"}
+
+
+def test_replies_say_how_far_they_are(sides: Sides, files: dict[str, str]) -> None:
+    from together import Progress, follow
+
+    from sfvlm.chat import user_message
+
+    stop, image = threading.Event(), Image.open(files["photo0"])
+    replies = {
+        name: host.stream([user_message(QUESTION, 1)], [image], max_new_tokens=4, stop=stop)
+        for name, host in sides.hosts.items()
+    }
+    seen = [Progress.start(replies), *follow(replies, stop)]
+    assert seen[0].texts == seen[0].costs == {"dense": "", "sparse": ""}
+    for before, after in itertools.pairwise(seen):
+        assert before is not after
+        assert all(after.texts[name].startswith(before.texts[name]) for name in replies)
+    for name, host in sides.hosts.items():
+        assert seen[-1].texts[name].strip() == expected(host, files["photo0"], 4)
+        assert seen[-1].costs[name].startswith(f"{host.token_budget} tokens a photo")
 
 
 def test_uploads_are_removed_after_a_day(sides: Sides) -> None:
@@ -389,7 +603,7 @@ def test_what_failed_is_left_out_of_the_conversation() -> None:
 
 
 def test_what_broke_off_or_stayed_silent_is_left_out_of_the_conversation() -> None:
-    from chat_tab import SILENT, conversation
+    from chat_tab import SILENT, WAITING, conversation
 
     asked = {"role": "user", "content": [{"path": "a.png"}, "Which?"]}
     message = {"text": "And now?", "files": ["b.png"]}
@@ -398,6 +612,13 @@ def test_what_broke_off_or_stayed_silent_is_left_out_of_the_conversation() -> No
     assert len(turns) == 1 and paths == ["b.png"]
     turns, paths = conversation(message, [asked, {"role": "assistant", "content": SILENT}], "")
     assert len(turns) == 1 and paths == ["a.png", "b.png"]  # nobody has said anything about the first one yet
+    stopped = {"role": "assistant", "content": WAITING}
+    turns, paths = conversation(message, [asked, stopped, asked, half], "")
+    assert len(turns) == 1 and paths == ["b.png"]  # what failed may have been either photo
+    said = {"role": "assistant", "content": "This."}
+    turns, paths = conversation(message, [asked, stopped, asked, said], "")
+    assert len(turns) == 3 and paths == ["a.png", "a.png", "b.png"]
+    assert sum(part["type"] == "image" for part in turns[0]["content"]) == 2
 
 
 def test_a_thumb_is_about_the_side_that_wrote_the_answer(sides: Sides, tmp_path: Path) -> None:
@@ -433,6 +654,17 @@ def test_feedback_is_written_only_where_it_was_asked_for(sides: Sides, tmp_path:
     assert len(lines) == 2 and lines[0]["liked"] and lines[0]["conversation"][0] == {
         "role": "user", "text": "Which?", "photos": 1
     }  # fmt: skip
+
+
+def test_a_thumb_that_is_taken_back_is_neither_up_nor_down(tmp_path: Path) -> None:
+    from chat_tab import Feedback
+
+    path = tmp_path / "feedback.jsonl"
+    history = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "This."}]
+    for sent in (True, False, "", None):  # the page sends an empty text for a thumb that is taken back
+        liked: Any = SimpleNamespace(liked=sent, index=1)
+        Feedback(path, "tiny").add(history, {0: "sparse"}, liked)
+    assert [json.loads(line)["liked"] for line in path.read_text().splitlines()] == [True, False, None, None]
 
 
 def test_a_page_with_one_side_says_why(sides: Sides) -> None:

@@ -150,8 +150,20 @@ def test_looks_are_shown_by_step_token_word_and_budget(page: Page, photo: str, k
     page.locator("#look-show").get_by_text("What the answer attended to").click()
     expect(caption).to_contain_text("of all attention went to", timeout=SLOW)
     keep("look-attention")
+    page.locator("#look-picture img").click(position={"x": 120, "y": 120})
+    expect(caption).to_contain_text("token ", timeout=SLOW)
+    page.get_by_label("Word of the answer").click()
+    page.get_by_role("option").nth(2).click()
+    expect(caption).to_contain_text("the more “", timeout=SLOW)
+    page.locator("#look-show").get_by_text("Boxes").click()
+    expect(caption).to_contain_text("49 boxes", timeout=SLOW)
+    page.locator("#look-picture img").click(position={"x": 120, "y": 120})
+    expect(caption).to_contain_text("token ", timeout=SLOW)
+    page.locator("#look-show").get_by_text("What the answer attended to").click()
+    expect(caption).to_contain_text("of all attention went to", timeout=SLOW)
     set_slider(page, "#look-budget", "25")
     expect(caption).to_contain_text("25 boxes", timeout=SLOW)
+    expect(page.get_by_label("Boxes", exact=True)).to_be_checked()
 
 
 def set_slider(page: Page, where: str, value: str) -> None:
@@ -182,6 +194,10 @@ def test_a_rectangle_is_drawn_and_asked_about(page: Page, photo: str, keep: Call
     keep("focus")
     page.locator("#focus-another").click()
     expect(picture).not_to_be_visible(timeout=SLOW)
+    upload(page, "#focus-photo", photo)
+    expect(picture).to_be_visible(timeout=SLOW)
+    expect(text_of(page, "#focus-rectangle")).to_have_value("30, 30, 70, 70", timeout=SLOW)
+    expect(page.locator("#focus-picture .mark")).not_to_be_visible()
 
 
 def test_classes_are_ranked(page: Page, photo: str, keep: Callable[[str], None]) -> None:

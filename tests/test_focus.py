@@ -208,6 +208,33 @@ def test_the_command_prints_every_way_of_asking(
     assert out.is_file()
 
 
+def test_what_cannot_be_measured_is_refused_before_anything_is_asked(
+    swapped_folder: Path,
+    hosts: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("something was asked")
+
+    monkeypatch.setattr("sfvlm.commands.focus.ask_scenes", asked)
+    tiled, tower = hosts["llava_next"], tmp_path / "tower"
+    tiny_tower(kind="llava_next").save_pretrained(tower)
+    for flags, words in (
+        (
+            f"--host {swapped_folder} --share 1.0 0.0",
+            "--share is 0.0; it is a share of the tokens, above 0 and at most 1.",
+        ),
+        (f"--host {swapped_folder} --share 1.5", "--share is 1.5; it is"),
+        (f"--host {tiled} --tower {tower}", "llava_next cuts photos into tiles, and focus is for hosts"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            run(focus_command, FocusCommand, [*flags.split(), "--scenes", "2", "--image-size", "64", "--device", "cpu"])
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and words in said and said.splitlines()[-1].startswith("error: ")
+
+
 def test_a_view_that_is_no_square_is_cut_as_the_processor_does(host: Host) -> None:
     wide = Image.new("RGB", (300, 100), "white")
     wide.paste("red", (0, 0, 90, 100))  # outside of the middle square

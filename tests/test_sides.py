@@ -2,20 +2,21 @@
 
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_hosts import never_ends, photo, tiny_tower
+from tiny_hosts import held_up, never_ends, photo, tiny_tower
 from tiny_llava import tiny_llava
 
 from sfvlm.chat import Host, open_host, user_message
 from sfvlm.chat_reply import Clock, Timings, Turns
 from sfvlm.ranking import Ranker
 from sfvlm.reduce import reduce_host
-from sfvlm.side_words import cost_in_words, difference_in_words, word_difference
+from sfvlm.side_words import budget_in_words, cost_in_words, difference_in_words, word_difference
 from sfvlm.sides import Sides, open_sides, with_tower, write_together
 from sfvlm.swap import swap_folder
 from sfvlm.teachers import open_teacher
@@ -46,6 +47,7 @@ def test_both_sides_of_a_swapped_folder_answer_as_its_hosts_do(sides: Sides, den
     assert said(sides.dense) == said(dense)
     assert said(sides.sparse) == said(open_host(swapped_folder, device="cpu"))
     assert (sides.dense.token_budget, sides.sparse.token_budget) == (16, 49)
+    assert budget_in_words(sides.sparse) == "49 tokens a photo"
 
 
 def test_the_sides_share_what_is_not_the_tower(sides: Sides) -> None:
@@ -86,6 +88,9 @@ def test_without_the_dense_tower_the_manifests_host_serves_or_a_note_says_why(
     alone = open_sides(folder, device="cpu")
     assert alone.dense is None and alone.sparse is not None and "gone is not there" in alone.note
     assert not alone.has_budgets
+    assert open_sides(folder, num_tokens=49, device="cpu").sparse is not None
+    with pytest.raises(ValueError, match=r"keeps its 49 tokens: leave out --num-tokens 25"):
+        open_sides(folder, num_tokens=25, device="cpu")
 
 
 def test_another_budget_leaves_the_side_itself_alone(sides: Sides, hosts: dict[str, Path]) -> None:
@@ -155,6 +160,24 @@ def test_leaving_early_ends_both(talkers: Sides) -> None:
     pieces.close()  # type: ignore[attr-defined]
     assert all(reply.timings.new_tokens < 400 for reply in replies.values())
     assert talkers.dense is not None and talkers.dense.answer([None], ["hello"], max_new_tokens=2)
+
+
+def test_who_leaves_early_waits_for_neither_side(talkers: Sides) -> None:
+    assert talkers.dense is not None and talkers.sparse is not None
+    stop = threading.Event()
+    replies = {
+        name: host.stream([user_message("hello")], max_new_tokens=400, stop=stop)
+        for name, host in talkers.hosts.items()
+    }
+    with held_up(talkers.sparse, after=4) as held:
+        pieces = write_together(replies, stop)
+        next(pieces)
+        assert held.waits.wait(10)
+        before = time.monotonic()
+        pieces.close()  # type: ignore[attr-defined]
+        assert time.monotonic() - before < 2 and stop.is_set()
+    assert talkers.dense.answer([None], ["hello"], max_new_tokens=2)
+    assert all(reply.timings.new_tokens < 12 for reply in replies.values())
 
 
 def test_an_error_of_one_side_does_not_end_the_other(talkers: Sides, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,13 @@ def test_a_box_is_drawn_where_it_is_and_nowhere_else() -> None:
     assert np.asarray(black).sum() == 0
 
 
+def test_a_box_with_swapped_corners_is_drawn_all_the_same() -> None:
+    black, box = Image.new("RGB", (100, 50)), torch.tensor([[0.2, 0.4, 0.6, 0.8]])
+    for order in ([2, 1, 0, 3], [0, 3, 2, 1], [2, 3, 0, 1]):
+        assert draw_boxes(black, box[:, order]) == draw_boxes(black, box)
+    assert draw_boxes(black, box[:0], context=box[:, [2, 3, 0, 1]]) == draw_boxes(black, box[:0], context=box)
+
+
 def test_tokens_have_colours_of_their_own() -> None:
     assert len({token_color(index, 49) for index in range(49)}) == 49
 

@@ -2,7 +2,11 @@
 
 import copy
 import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -43,6 +47,24 @@ def never_ends(host: Any) -> None:
     with torch.no_grad():
         head.bias[host.processor.tokenizer.encode(" a", add_special_tokens=False)[-1]] = 1
     host.model.lm_head = head
+
+
+@contextmanager
+def held_up(host: Any, after: int) -> Iterator[SimpleNamespace]:
+    """Inside, the host stands still behind so many words; `words` counts them, and `waits` is set once it does."""
+    held, go_on = SimpleNamespace(words=0, waits=threading.Event()), threading.Event()
+
+    def wait(*_: object) -> None:
+        held.words += 1
+        if held.words > after:
+            held.waits.set()
+            assert go_on.wait(20)
+
+    host.model.lm_head.register_forward_hook(wait)
+    try:
+        yield held
+    finally:
+        go_on.set()
 
 
 def tiny_host(kind: str, tmp_path: Path) -> Path:

@@ -44,9 +44,16 @@ class FocusCommand:
 def focus_command(command: FocusCommand) -> None:
     """Asks each way, the whole photo first, and prints a table."""
     check_json(command.out)
+    for share in command.share:
+        if not 0 < share <= 1:
+            raise ValueError(f"--share is {share}; it is a share of the tokens, above 0 and at most 1.")
     sides = open_sides(command.host, command.tower, device=command.device)
     if sides.sparse is None or sides.tower is None:
         raise ValueError(sides.note or f"The tower of {command.host} has no boxes to send anywhere.")
+    if sides.sparse.tiled:
+        raise ValueError(
+            f"{command.host} cuts photos into tiles, and focus is for hosts that see a photo as one square."
+        )
     cases = scene_cases(
         command.scenes, command.seed, image_size=command.image_size, small_objects=command.small_objects
     )
