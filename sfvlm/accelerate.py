@@ -4,11 +4,11 @@
 
 | way | where | what it does | differs by at most |
 |---|---|---|---|
-| packed | x86 CPUs, float32 | lays weights out once for products of this size, instead of at every call | 1e-4 |
-| int8 | x86 CPUs | weights in 8 bits with a scale an output; what enters them in 8 bits with a scale a call | 0.2 |
+| packed | CPUs, float32 | lays weights out once for products of this size, instead of at every call | 1e-4 |
+| int8 | x86 CPUs, float32 | weights in 8 bits with a scale an output; what enters them in 8 bits with a scale a call | 0.2 |
 | bfloat16 | where there are units for it | weights and sums of 16 bits; boxes stay float32 | 0.05 |
 | compile | everywhere | `torch.compile` at fixed shapes: fewer passes over memory | 1e-3 |
-| graph | CUDA | the same, replayed as one CUDA graph: no launches | 1e-3 |
+| graph | CUDA | the same, replayed as one CUDA graph: no launches; outputs are copied out of its memory | 1e-3 |
 
 With few tokens a matrix product is small and its weights are large: torch rearranges a layer's weights at every call, which
 takes as long as half of multiplying 64 tokens with them. That is why packing pays here, and not for a dense encoder.
@@ -21,17 +21,18 @@ It works for any vision model that is called on pixels, so that a dense one can 
 """
 
 import copy
+import dataclasses
+import inspect
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import QuickGELUActivation
 
 from .configuration import SparseFormerConfig
+from .fast_layers import FastLinear, Int8Linear, PackedLinear, int8_engines, packings
 from .scenes import render_scene
 from .views import evaluation_view, normalize
 
@@ -40,7 +41,9 @@ HOWS = tuple(TOLERANCES)
 QUICK_GELU = 1.702  # x * sigmoid(1.702 x)
 # They decide where to look: little work, and a small error there sends a token elsewhere.
 EXACT = ("refiner", "saliency", "offset")
+SMALLEST_INT8 = 64  # features in and out of a layer that 8 bits make faster
 LARGE_FEATURES = 8  # of what enters an MLP's second layer
+FORMS = 64  # that a compiled module may take: one for each size, batch and budget it is called with
 Call = Callable[[nn.Module], Any]  # calls a model on the pixels at hand
 COMPARED = ("pooler_output", "image_embeds", "pooled", "last_hidden_state")
 
@@ -71,13 +74,16 @@ def accelerate(model: nn.Module, how: str | None, pixels: Tensor, **arguments: A
 
     Returns:
         Another module that shares the weights it could keep, frozen, with the attribute `acceleration`; of the same class, but
-        for what torch.compile wraps.
+        for what torch.compile wraps. That compiles anew under `torch.inference_mode()`, unless this function was called there,
+        on photos that were made there.
 
     Raises:
-        ValueError: This machine cannot do it, the model is training, or the output differs by more than it may.
+        ValueError: This machine cannot do it, or torch's compiler cannot; the model is training, accelerated already or has no
+            layer to replace; or the output differs by more than it may.
     """
     how = how or fastest_exact(pixels.device)
     check_possible(how, pixels.device)
+    _check_plain(model)
     if model.training:
         raise ValueError(
             "The model is in training mode; call model.eval() first: what is accelerated cannot be trained."
@@ -107,7 +113,7 @@ def fastest_exact(device: torch.device) -> str:
     """The fastest way on a device that keeps the precision."""
     if device.type == "cuda":
         return "graph"
-    return "packed" if device.type == "cpu" and _can_pack() else "compile"
+    return "packed" if device.type == "cpu" and packings() else "compile"
 
 
 def check_possible(how: str, device: torch.device) -> None:
@@ -115,8 +121,8 @@ def check_possible(how: str, device: torch.device) -> None:
     if how not in HOWS:
         raise ValueError(f"There is no acceleration {how!r}; there are {', '.join(HOWS)}.")
     lacks = {
-        "packed": (device.type != "cpu" or not _can_pack(), "a CPU and a torch with oneMKL"),
-        "int8": (device.type != "cpu" or not _int8_engines(), "a CPU and a torch with an x86 engine for 8 bits"),
+        "packed": (device.type != "cpu" or not packings(), "a CPU and a torch with oneDNN or oneMKL"),
+        "int8": (device.type != "cpu" or not int8_engines(), "a CPU and a torch with an x86 engine for 8 bits"),
         "bfloat16": (not _has_bfloat16(device), "units for bfloat16: without them it would be slower than float32"),
         "graph": (device.type != "cuda", "a CUDA device"),
     }
@@ -158,6 +164,13 @@ def _relative(one: Tensor, other: Tensor) -> float:
     return found if math.isfinite(found) else math.inf
 
 
+def _check_plain(model: nn.Module) -> None:
+    """Raises ValueError for what was accelerated, in whole or in part."""
+    for module in model.modules():
+        if isinstance(module, FastLinear) or isinstance(getattr(module, "acceleration", None), Acceleration):
+            raise ValueError("The model is accelerated already: give the one that it was made from.")
+
+
 def _sharing(model: nn.Module) -> Any:
     """A copy of the modules whose frozen parameters and buffers are the model's own memory."""
     memo: dict[int, Any] = {id(parameter): nn.Parameter(parameter.detach(), False) for parameter in model.parameters()}
@@ -165,102 +178,56 @@ def _sharing(model: nn.Module) -> Any:
     return copy.deepcopy(model, memo)
 
 
-class FastLinear(nn.Linear):
-    """A linear layer with weights in another form beside its own, which stay what is saved.
-
-    `gain` and `bias_gain` multiply the product and the bias: what scales its input or output costs nothing here.
-    """
-
-    def __init__(self, linear: nn.Linear, gain: float = 1.0, bias_gain: float = 1.0) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-        self.gain, self.bias_gain = gain, bias_gain
-
-    def scaled(self) -> tuple[Tensor, Tensor | None]:
-        """Weights and bias with the gains."""
-        return self.weight * self.gain, None if self.bias is None else self.bias * self.bias_gain
-
-
-class PackedLinear(FastLinear):
-    """Float32 weights packed by oneMKL, once for every number of rows it meets first while `packing`."""
-
-    def __init__(self, linear: nn.Linear, gain: float = 1.0, bias_gain: float = 1.0) -> None:
-        super().__init__(linear, gain, bias_gain)
-        self.packs: dict[int, tuple[Tensor, Tensor | None]] = {}
-        self.packing = True
-
-    def forward(self, input: Tensor) -> Tensor:
-        rows = input.numel() // self.in_features
-        if self.packing and rows not in self.packs:
-            weight, bias = self.scaled()
-            self.packs[rows] = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows), bias
-        if rows in self.packs:
-            pack, bias = self.packs[rows]
-            return torch.ops.mkl._mkl_linear(input, pack, self.weight, bias, rows)
-        if self.gain == self.bias_gain == 1:
-            return F.linear(input, self.weight, self.bias)
-        product = F.linear(input, self.weight).mul_(self.gain)
-        return product if self.bias is None else product.add_(self.bias * self.bias_gain)
-
-
-class Int8Linear(FastLinear):
-    """Weights as 8-bit numbers with a scale an output; its input becomes 8 bits with one scale a call.
-
-    Args:
-        linear: In float32.
-        engine: Of torch's quantised layers.
-        large: Features of the input that are multiplied in float32, by number.
-        gain, bias_gain: As in `FastLinear`.
-    """
-
-    def __init__(
-        self, linear: nn.Linear, engine: str, large: Tensor | None = None, gain: float = 1.0, bias_gain: float = 1.0
-    ) -> None:
-        super().__init__(linear, gain, bias_gain)
-        weight, bias = self.scaled()
-        self.large = large
-        if large is not None:
-            self.large_weight = weight[:, large].T.contiguous()
-            weight = weight.index_fill(1, large, 0)
-        self.packed = _packed_int8(weight, bias, engine)
-        self.reduce_range = not _has_vnni()  # without it 8 bits by 8 bits can overflow the 16 they are added in
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.large is None:
-            return torch.ops.quantized.linear_dynamic(input, self.packed, self.reduce_range)
-        small = torch.ops.quantized.linear_dynamic(input.index_fill(-1, self.large, 0), self.packed, self.reduce_range)
-        return small + input[..., self.large] @ self.large_weight
-
-
 def _packed(model: nn.Module, call: Call) -> Any:
-    _replace_linears(model, PackedLinear, lambda name, linear: linear.weight.dtype == torch.float32)
+    if not _pack(model, call):
+        raise ValueError(_nothing_to_replace(model))
+    return model
+
+
+def _pack(model: nn.Module, call: Call) -> int:
+    """Packs the float32 layers that are not fast yet for the call at hand; returns their number."""
+    count = _replace_linears(model, PackedLinear, lambda name, linear: linear.weight.dtype == torch.float32)
     call(model)
     for module in model.modules():
         if isinstance(module, PackedLinear):
             module.packing = False  # memory for packs is spent on the sizes asked for, and on no others
-    return model
+    return count
 
 
 def _int8(model: nn.Module, call: Call) -> Any:
     def wanted(name: str, linear: nn.Linear) -> bool:
-        is_large = min(linear.weight.shape) >= 64 and linear.weight.dtype == torch.float32
+        is_large = min(linear.weight.shape) >= SMALLEST_INT8 and linear.weight.dtype == torch.float32
         return is_large and not any(part.startswith(EXACT) for part in name.split("."))
 
-    large, engine = _large_features(model, call), _int8_engines()[0]
-    _replace_linears(model, lambda linear, **gains: Int8Linear(linear, engine, large.get(linear), **gains), wanted)
+    large, engine = _large_features(model, call), int8_engines()[0]
+    if not _replace_linears(
+        model, lambda linear, **gains: Int8Linear(linear, engine, large.get(linear), **gains), wanted
+    ):
+        raise ValueError(_nothing_to_replace(model, SMALLEST_INT8))
+    if packings():
+        _pack(model, call)
     return model
 
 
+def _nothing_to_replace(model: nn.Module, features: int = 1) -> str:
+    """Why none of a model's layers was replaced."""
+    dtypes = {layer.weight.dtype for layer in model.modules() if isinstance(layer, nn.Linear)} - {torch.float32}
+    name = type(model).__name__
+    if dtypes:
+        found = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        return f"The {name} holds {found} weights; call model.float() first."
+    return f"The {name} has no linear layer of {features} features or more in and out: there is nothing to make faster."
+
+
 def _large_features(model: nn.Module, call: Call) -> dict[nn.Module, Tensor]:
-    """The numbers of the features that are largest in what enters each MLP's second layer."""
+    """The numbers of the features that are largest in what enters each MLP's second layer, behind its activation."""
     largest: dict[nn.Module, Tensor] = {}
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found = inputs[0].abs().flatten(0, -2).amax(dim=0)
         largest[layer] = torch.maximum(found, largest.get(layer, found))
 
-    layers = [layer for name, layer in model.named_modules() if name.endswith(".fc2") and type(layer) is nn.Linear]
+    layers = [module.get_submodule("fc2") for module in model.modules() if _is_mlp(module)]
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     call(model)
     for hook in hooks:
@@ -282,12 +249,59 @@ def _bfloat16(model: nn.Module, call: Call) -> Any:
     return model
 
 
+def compile_forms(model: nn.Module, **options: Any) -> Any:
+    """`torch.compile` with room for many sizes, batches and budgets: torch's own limit is 8, for all models of a class together.
+
+    Args:
+        model: What is compiled, when it is called.
+        options: Of `torch.compile`.
+    """
+    if {"recompile_limit", "isolate_recompiles"} <= inspect.signature(torch.compile).parameters.keys():
+        options |= {"recompile_limit": FORMS, "isolate_recompiles": True}
+    else:  # older releases have one limit for the whole process
+        settings: Any = torch._dynamo.config
+        settings.recompile_limit = max(settings.recompile_limit, FORMS)
+    return torch.compile(model, **options)
+
+
 def _compile(model: nn.Module, call: Call) -> Any:
-    return torch.compile(model, fullgraph=True, dynamic=False)
+    return _compiled(model, call)
 
 
 def _graph(model: nn.Module, call: Call) -> Any:
-    return torch.compile(model, fullgraph=True, dynamic=False, mode="reduce-overhead")
+    # The first call of a graph warms up and the second one records: what is compared afterwards is a replay.
+    graph = _compiled(model, call, calls=2, mode="reduce-overhead")
+    # A graph writes its outputs to the same memory at every call. A hook of the wrapper runs outside of what was compiled.
+    graph.register_forward_hook(lambda module, inputs, output: _copied(output))
+    return graph
+
+
+def _compiled(model: nn.Module, call: Call, calls: int = 1, **options: Any) -> Any:
+    """Compiles a model and calls it, since torch compiles no sooner."""
+    compiled = compile_forms(model, fullgraph=True, dynamic=False, **options)
+    try:
+        for _ in range(calls):
+            call(compiled)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # each compiler raises its own kinds; the model as it is has just run
+        reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"torch.compile cannot take the {type(model).__name__}: {reason}") from error
+    return compiled
+
+
+def _copied(output: Any) -> Any:
+    """An output with tensors of its own."""
+    if isinstance(output, Tensor):
+        return output.clone()
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        found = {field.name: _copied(getattr(output, field.name)) for field in dataclasses.fields(output)}
+        return dataclasses.replace(output, **found)
+    if isinstance(output, dict):
+        return {name: _copied(value) for name, value in output.items()}
+    if isinstance(output, tuple | list):
+        return type(output)(*map(_copied, output)) if hasattr(output, "_fields") else type(output)(map(_copied, output))
+    return output
 
 
 MAKERS: dict[str, Callable[[nn.Module, Call], Any]] = {
@@ -301,8 +315,9 @@ MAKERS: dict[str, Callable[[nn.Module, Call], Any]] = {
 
 def _replace_linears(
     model: nn.Module, make: Callable[..., FastLinear], wanted: Callable[[str, nn.Linear], bool]
-) -> None:
-    """Puts fast layers in the place of the wanted linear ones, and spares quick-GELU its two products."""
+) -> int:
+    """Puts fast layers in the place of the wanted linear ones, and spares quick-GELU its two products; returns their number."""
+    count = 0
     for name, module in list(model.named_modules()):
         gains = _quick_gelu_gains(module)
         for child_name, child in list(module.named_children()):
@@ -310,50 +325,28 @@ def _replace_linears(
                 continue
             if wanted(f"{name}.{child_name}".lstrip("."), child):
                 setattr(module, child_name, make(child, **gains.get(child_name, {})))
+                count += 1
         replaced = [isinstance(getattr(module, child_name), FastLinear) for child_name in gains]
         if replaced and all(replaced):
             for child_name, child in list(module.named_children()):
                 if isinstance(child, QuickGELUActivation):
                     setattr(module, child_name, nn.SiLU(inplace=True))
+    return count
+
+
+def _is_mlp(module: nn.Module) -> bool:
+    """Whether it is two plain linear layers, one behind the other, as transformers, timm and we name them."""
+    first, second = (dict(module.named_children()).get(name) for name in ("fc1", "fc2"))
+    if not isinstance(first, nn.Linear) or not isinstance(second, nn.Linear):
+        return False
+    return type(first) is type(second) is nn.Linear and first.out_features == second.in_features
 
 
 def _quick_gelu_gains(module: nn.Module) -> dict[str, dict[str, float]]:
     """x * sigmoid(1.702 x) is SiLU(1.702 x) / 1.702: the factors go into the layers before and after it."""
-    children = dict(module.named_children())
-    is_mlp = all(isinstance(children.get(name), nn.Linear) for name in ("fc1", "fc2"))
-    if not is_mlp or not any(isinstance(child, QuickGELUActivation) for child in children.values()):
+    if not _is_mlp(module) or not any(isinstance(child, QuickGELUActivation) for child in module.children()):
         return {}
     return {"fc1": {"gain": QUICK_GELU, "bias_gain": QUICK_GELU}, "fc2": {"gain": 1 / QUICK_GELU}}
-
-
-def _packed_int8(weight: Tensor, bias: Tensor | None, engine: str) -> Any:
-    scales = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127
-    before = torch.backends.quantized.engine
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch wants quantised tensors to go some day; there is no other such layer yet
-        rounded = torch.quantize_per_channel(
-            weight.float(), scales.double(), torch.zeros(len(weight), dtype=torch.long), 0, torch.qint8
-        )
-        torch.backends.quantized.engine = engine
-        try:
-            return torch.ops.quantized.linear_prepack(rounded, None if bias is None else bias.float())
-        finally:
-            torch.backends.quantized.engine = before
-
-
-def _can_pack() -> bool:
-    return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
-
-
-def _int8_engines() -> list[str]:
-    """Of this torch build, the fastest first."""
-    return [name for name in ("onednn", "x86", "fbgemm") if name in torch.backends.quantized.supported_engines]
-
-
-def _has_vnni() -> bool:
-    return torch.cpu._is_vnni_supported()
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .configuration import layer_from_end
 from .host_reader import HostReader, Texts
 from .roi import even_cells
 from .sparseformer import SparseFormerOutput
@@ -39,7 +40,8 @@ class Objective:
     Attributes:
         pooled: Weight of `pooled_cosine`.
         tokens: Weight of `anchored_tokens`, for hosts that read tokens; 0 leaves them free.
-        layer: The teacher's layer whose tokens are matched, as LLaVA counts (-2: the last block but one).
+        layer: The teacher's layer whose tokens are matched, as LLaVA counts (-2: the last block but one; 0 and more: from the
+            front).
         projected: Weight of `projected_tokens`; needs a host, whose own layer counts.
         answers: Weight of `answer_divergence`; needs a host.
         saliency: Weight of `saliency_error`, for students that choose where to look.
@@ -59,6 +61,20 @@ class Objective:
     def needs_host(self) -> bool:
         """Whether a part of it is what a host makes of the tokens."""
         return bool(self.projected or self.answers)
+
+    def from_end(self, teacher_depth: int, student_depth: int) -> "Objective":
+        """The same with its layer counted from the end, where a teacher and a student of fewer blocks agree.
+
+        Raises:
+            ValueError: Tokens are matched at a layer that one of them has not.
+        """
+        layer = layer_from_end(self.layer, teacher_depth)
+        if self.tokens and not -student_depth - 1 <= layer <= -1:
+            raise ValueError(
+                f"The objective's layer is {self.layer}, and the teacher's {teacher_depth} blocks and the student's {student_depth} "
+                f"have hidden states {-student_depth - 1} to -1 in common."
+            )
+        return replace(self, layer=layer)
 
 
 def for_host(asked: Objective) -> Objective:

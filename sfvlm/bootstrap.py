@@ -1,13 +1,15 @@
 """The training loop: a student learns to say what its teacher says, from unlabelled photos.
 
 A step depends on (options, step number) alone: views are seeded by photo and epoch, batches by step, rates by step, and the
-student has no dropout. So a run that was killed and resumed from its last checkpoint ends on the same bits as one that was not.
+student has no dropout. So on a CPU a run that was killed and resumed from its last checkpoint ends on the same bits as one that
+was not. On a GPU gradients of sampling and resizing are added in any order, and it ends near them.
 """
 
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from . import roi
+from .accelerate import compile_forms
 from .alignment import Target, align, selected
 from .bootstrap_options import BootstrapOptions
 from .chat import Host
@@ -31,9 +34,10 @@ from .host_reader import HostReader
 from .host_texts import Conversations, Interview, read_prompts
 from .images import Photos, named, names_hash
 from .inherit import InheritanceReport
-from .metrics_log import MetricsLog, rounded
-from .optimization import parameter_groups, rate_at, running_average, with_lora, without_lora
+from .metrics_log import MetricsLog, Rate, rounded
+from .optimization import freeze_unread, parameter_groups, rate_at, running_average, with_lora, without_lora
 from .sparseformer import SparseFormerModel, SparseFormerOutput
+from .swap_plan import read_host
 from .targets import TeacherTargets, open_cache
 from .teachers import Teacher
 from .views import EpochSampler, Selection, SkipLog, ViewBatch, ViewDataset, collate_views, normalize, shard_indices
@@ -103,6 +107,8 @@ class _Run:
         self.teacher, self.report, self.photos, self.out, self.options = teacher, report, photos, out, options
         self.config = student.config
         options.check(self.config)
+        self.objective = options.objective.from_end(teacher.config.num_hidden_layers, self.config.num_hidden_layers)
+        self._freeze_unread(student, host)
         self.trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
         out.mkdir(parents=True, exist_ok=True)
         self.metrics = MetricsLog(out / "metrics.jsonl")
@@ -126,22 +132,33 @@ class _Run:
         self.training_photos, self.held_back = _split(photos, options, self.left_out)
         self.photo_names, self.held_back_names = names_hash(self.training_photos), names_hash(self.held_back)
         self.skips = SkipLog(out / "skipped.jsonl") if self.is_main else None
+        self.untold: list[Mapping[str, str]] = []  # photos passed over here, which the first process does not know yet
 
         trainable = with_lora(student, options) if options.tune == "lora" else student
         optimizer = torch.optim.AdamW(parameter_groups(trainable, self.config.focusing, options), betas=(0.9, 0.98))
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.plain: nn.Module = trainable.to(self.device)
         self.ema = running_average(self.plain, options) if options.ema_decay else None
-        compiled = torch.compile(self.plain) if options.compile else self.plain
+        compiled = compile_forms(self.plain) if options.compile else self.plain
         self.model, self.optimizer = self.accelerator.prepare(compiled, optimizer)
         dense = teacher.model.to(self.device)
-        self.dense: nn.Module = torch.compile(dense) if options.compile else dense  # type: ignore[assignment]
+        self.dense: nn.Module = compile_forms(dense) if options.compile else dense
         with self.accelerator.main_process_first():
             cache = open_cache(out / "teacher-cache", teacher.sha256, self.training_photos, self.config, options)
         self.host_source = None if host is None else host.source
         self.host, self.asked = self._open_host(host)
-        self.targets = TeacherTargets(self.dense, self.config, options.objective, cache, self.host)
+        self.targets = TeacherTargets(self.dense, self.config, self.objective, cache, self.host)
         self.step = 0
+
+    def _freeze_unread(self, student: SparseFormerModel, host: Host | None) -> None:
+        """Freezes what the objective does not reach; the report says so, unless an earlier run has trained it."""
+        layers = [self.objective.layer] if self.objective.tokens else []
+        if self.objective.needs_host and host is not None:
+            layers += read_host(host.model.config, host.processor).layers
+        frozen = freeze_unread(student, self.objective, layers)
+        if self.report.earlier is None:
+            rows = tuple(row._replace(trained=row.trained and row.student not in frozen) for row in self.report.rows)
+            self.report = replace(self.report, rows=rows)
 
     def _open_host(self, host: Host | None) -> tuple[HostReader | None, dict[str, Conversations]]:
         """The host as a reader, and what it says of the photos: by "train" and "held_back"."""
@@ -173,8 +190,7 @@ class _Run:
             }
             self.accelerator.init_trackers("sfvlm", config=plain)
         bar = tqdm(total=options.steps, initial=self.step, unit="step", disable=not self.is_main, smoothing=0.05)
-        started = window = time.perf_counter()
-        since = self.step
+        started, rate = time.perf_counter(), Rate(options.batch_size, self.step)
         result: dict[str, float] = {}
         try:
             for batch in self._batches():
@@ -182,14 +198,11 @@ class _Run:
                     break
                 parts, output = self._train_step(batch)
                 if self.step % options.log_every == 0 or self.step == options.steps:
-                    photos = options.batch_size * (self.step - since)
-                    photos_a_second = photos / (time.perf_counter() - window)
-                    window, since = time.perf_counter(), self.step
-                    self._log(parts, output, photos_a_second, bar)
+                    self._log(parts, output, rate.at(self.step), bar)
                 bar.update()
                 if options.eval_every and self.step % options.eval_every == 0 and self.step < options.steps:
                     result = self._evaluate()
-                    window, since = time.perf_counter(), self.step
+                    rate.restart(self.step)
                 if self.step % options.save_every == 0 or self.step == until:
                     self._save()
         except KeyboardInterrupt:
@@ -215,9 +228,9 @@ class _Run:
         self.model.train()
         with self.accelerator.autocast():
             target = self.targets(batch, pixels, self.asked.get("train"))
-            wants_tokens = bool(options.objective.tokens or self.host)
+            wants_tokens = bool(self.objective.tokens or self.host)
             output = self.model(pixels, self._budget(), output_hidden_states=wants_tokens)
-            loss, parts = align(output, target, options.objective, self.host)
+            loss, parts = align(output, target, self.objective, self.host)
         broken: Any = self.accelerator.reduce((~torch.isfinite(loss.detach())).float(), "sum")  # it knows no minimum
         if broken:
             keys = ", ".join(self.training_photos.key(int(index)) for index in batch["index"][:4])
@@ -262,9 +275,22 @@ class _Run:
             prefetch_factor=4 if options.workers else None,
         )
         for batch in loader:
-            if batch["skipped"] and self.skips is not None:
-                self.skips.add(batch["skipped"])
+            self._note_skips(batch["skipped"])
             yield batch
+
+    def _note_skips(self, skipped: Sequence[Mapping[str, str]]) -> None:
+        """Photos that were passed over: the first process writes them down, the others keep them until they can tell it."""
+        if self.skips is not None:
+            self.skips.add(skipped)
+        else:
+            self.untold += skipped
+
+    def _tell_skips(self) -> None:
+        """On all processes at once: the first one writes down what the others kept."""
+        told = gather_object(self.untold)
+        self.untold = []
+        if self.skips is not None:
+            self.skips.add(told)
 
     def _pixels(self, batch: ViewBatch) -> Tensor:
         pixels = batch["pixels"].to(self.device, non_blocking=True)
@@ -285,8 +311,7 @@ class _Run:
                 continue
             collated = collate_views(batch)
             batch = []
-            if self.skips is not None:
-                self.skips.add(collated["skipped"])
+            self._note_skips(collated["skipped"])
             pixels = self._pixels(collated)
             with self.accelerator.autocast():
                 ours, theirs = student(pixels, output_hidden_states=self.host is not None), self.dense(pixels)
@@ -296,6 +321,7 @@ class _Run:
             if theirs.logits is not None:
                 agree.append((ours.logits.argmax(-1) == theirs.logits.argmax(-1)).float())
             boxes.append(ours.token_rois[-1])
+        self._tell_skips()
         result = {"cosine": self._mean(cosines)}
         if self.config.num_classes:  # on every rank, also one without photos: the mean is a joint act
             result["agreement"] = self._mean(agree)
@@ -339,6 +365,7 @@ class _Run:
 
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()
+        self._tell_skips()
         if not self.is_main:
             return
         tensors = {"student": self.plain.state_dict()}
@@ -354,7 +381,8 @@ class _Run:
         """Takes up the newest checkpoint; without any, the run starts anew.
 
         Raises:
-            ValueError: The checkpoint was made with other options, teacher or photos; the differing entries are named.
+            ValueError: The checkpoint was made with other options, teacher or photos, or on another kind or number of devices; the
+                differing entries are named.
         """
         checkpoints = list_checkpoints(self.out / "checkpoints")
         self.step = 0
@@ -386,6 +414,8 @@ class _Run:
             "host": self.host_source,
             "started_from": self.report.earlier,
             "trained_parameters": self.trained,
+            "device": self.device.type,
+            "processes": self.accelerator.num_processes,
             "photo_names": self.photo_names,
             "held_back_names": self.held_back_names,
             **{name: getattr(self.config, name) for name in ARCHITECTURE},

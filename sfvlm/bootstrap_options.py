@@ -10,7 +10,8 @@ from .alignment import Objective
 from .configuration import SparseFormerConfig
 from .inherit import TuneMethod
 
-# What a resumed run may change: it still ends on the bits of an uninterrupted one.
+# What a resumed run may change: it still ends on the bits of an uninterrupted one. (On what kind of device it runs is compared
+# itself, so that `cpu` may be said or not where there is nothing else.)
 FREE = (
     "eval_every",
     "save_every",

@@ -6,10 +6,8 @@ takes the photo the student takes, (B, 3, H, W), and returns a `TeacherOutput`, 
 Shapes: B batch, N tokens (class token included), D width, h x w patches.
 """
 
-import copy
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -86,23 +84,21 @@ class LargerPatch(Control):
     """
 
     citation = "FlexiViT, arXiv 2212.08013"
+    kernel: Tensor
+    bias: Tensor | None
 
     def __init__(self, dense: DenseTransformer, side: int, image_size: int) -> None:
         super().__init__(dense)
-        patch = max(1, round(image_size / side))
-        self.pixels_a_side = side * patch
-        self.name = f"larger patch, {patch} px"
-        kernel = resample_kernel(dense.patch.weight.detach(), patch)  # (D, 3, patch, patch)
-        conv = nn.utils.skip_init(
-            nn.Conv2d, 3, len(kernel), patch, stride=patch, device=kernel.device, dtype=kernel.dtype
-        )
-        conv.load_state_dict({"weight": kernel, "bias": dense.patch.state_dict()["bias"]})
-        # A second dense transformer with the same tensors but this one: copying the module, not what it holds.
-        self.dense = copy.copy(dense)
-        self.dense._modules = dense._modules | {"patch": conv.requires_grad_(False)}
+        self.patch = max(1, round(image_size / side))
+        self.pixels_a_side = side * self.patch
+        self.name = f"larger patch, {self.patch} px"
+        kernel, bias = dense.patch.weight.detach(), dense.patch.bias
+        self.register_buffer("kernel", resample_kernel(kernel, self.patch), persistent=False)  # (D, 3, patch, patch)
+        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
 
     def forward(self, pixels: Tensor) -> TeacherOutput:
-        return self.dense(resize(pixels, self.pixels_a_side))
+        pixels = resize(pixels, self.pixels_a_side)
+        return self.dense.run(self.dense.place(F.conv2d(pixels, self.kernel, self.bias, stride=self.patch)))
 
 
 class TokenMerging(Control):
@@ -120,22 +116,25 @@ class TokenMerging(Control):
             published, and far more costly than the target says, which is reached only at the end. "early" reaches it in the
             first third of the blocks, by the same share in each, so that most blocks see no more than the target: what
             merging comes to at the cost of a tower of few tokens.
+        depth: Leading blocks that are run, default all of them; the last of them counts as the teacher's last.
     """
 
     citation = "ToMe, arXiv 2210.09461"
 
-    def __init__(self, dense: DenseTransformer, target: int, schedule: Schedule) -> None:
+    def __init__(self, dense: DenseTransformer, target: int, schedule: Schedule, depth: int | None = None) -> None:
         super().__init__(dense)
-        self.target, self.schedule = target, schedule
+        self.target = target
+        self.schedule: Schedule = schedule
+        self.depth = len(dense.blocks) if depth is None else depth
         self.name = f"ToMe, {schedule}, to {target}"
 
     def forward(self, pixels: Tensor) -> TeacherOutput:
         hidden = [self.dense.embed(pixels)]
         extra = int(self.has_cls_token)
-        counts = merging_counts(hidden[0].shape[1] - extra, self.target, len(self.dense.blocks), self.schedule)
+        counts = merging_counts(hidden[0].shape[1] - extra, self.target, self.depth, self.schedule)
         # (B, N) patches a token stands for; float32, because bfloat16 cannot count beyond 256.
         size = torch.ones(hidden[0].shape[:2], device=hidden[0].device)
-        for block, count in zip(self.dense.blocks, counts, strict=True):
+        for block, count in zip(self.dense.blocks[: self.depth], counts, strict=True):
             assert isinstance(block, Block)
             x, size = self._run(block, hidden[-1], size, count + extra)
             hidden.append(x)
@@ -229,7 +228,6 @@ def attention_pool(pool: AttentionPool, x: Tensor, size: Tensor) -> Tensor:
     return pooled + pool.mlp(pool.norm(pooled))
 
 
-@lru_cache
 def merging_counts(tokens: int, target: int, depth: int, schedule: Schedule) -> tuple[int, ...]:
     """Image tokens after each of `depth` blocks. A block can at most halve them.
 

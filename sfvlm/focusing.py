@@ -239,7 +239,7 @@ class InheritedFocusing(Glimpses):
         if self.refiner is None or self.memory is None or self.memory_norm is None:
             rois, tokens = (roi.on_photo(token_roi, frames),), self.look(pixels, token_roi, frames)
             return self._seen(tokens, rois)
-        tiles = roi.tile_layout(math.isqrt(num_tokens)).to(pixels.device)
+        tiles = roi.tile_layout(math.isqrt(num_tokens), pixels.device)
         tiles = roi.framed_layout(tiles, num_tokens, frames).expand(len(pixels), -1, -1)
         seen = first_blocks(self.look(pixels, tiles, frames))  # (B, N, D)
         token_roi = self.refiner(seen, token_roi)
@@ -296,7 +296,7 @@ class ChosenFocusing(Glimpses):
 
     def _focus(self, pixels: Tensor, num_tokens: int, first_blocks: FirstBlocks, frames: roi.Frames | None) -> Focused:
         batch, side = len(pixels), self.tiles_a_side
-        tiles = roi.tile_layout(side).to(pixels.device).expand(batch, -1, -1)
+        tiles = roi.tile_layout(side, pixels.device).expand(batch, -1, -1)
         seen = first_blocks(self.look(pixels, tiles, frames))  # (B, side * side, D)
         saliency = self._guess(seen)  # (B, grid * grid)
         cells = self.choose(saliency, num_tokens)  # (B, N)

@@ -300,7 +300,7 @@ def _transform(target: str, tensor: Tensor, teacher: dict[str, Tensor], config: 
 
 
 @torch.compiler.assume_constant_result
-def _kernel_resampling(old: int, new: int) -> Tensor:
+def _kernel_resampling(old: int, new: int, device: torch.device) -> Tensor:
     """(new, old): what to multiply a kernel's rows and columns with, so that it answers a resized picture as before.
 
     For enlarged pictures the pseudo-inverse of bilinear enlargement, for reduced ones its transpose: going up and down
@@ -310,12 +310,12 @@ def _kernel_resampling(old: int, new: int) -> Tensor:
     enlarge = F.interpolate(torch.eye(small, dtype=torch.float64)[None], size=large, mode="linear")[
         0
     ].T  # (large, small)
-    return (torch.linalg.pinv(enlarge).T if new > old else enlarge.T).float()
+    return (torch.linalg.pinv(enlarge).T if new > old else enlarge.T).float().to(device)
 
 
 def resample_kernel(kernel: Tensor, side: int) -> Tensor:
     """A patch embedding for another patch size: (D, 3, p, p) -> (D, 3, side, side)."""
     if kernel.shape[-1] == side:
         return kernel
-    weights = _kernel_resampling(kernel.shape[-1], side).to(kernel.device)
+    weights = _kernel_resampling(kernel.shape[-1], side, kernel.device)
     return (weights @ kernel.float() @ weights.T).to(kernel.dtype)

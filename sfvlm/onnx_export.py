@@ -100,7 +100,8 @@ def export_onnx(
 
     Args:
         model: In float32, on the CPU, in evaluation.
-        path: The file; the folder must exist. More than 1.5 GB of weights go into a second file beside it, `path` + `.data`.
+        path: The file; the folder must exist. More than 1.5 GB of weights go into a second file beside it, `path` + `.data`;
+            where there are fewer, such a file of an earlier export is removed.
         num_tokens: The budget, the model's own by default.
         image_size: Side of the square photos in pixels, the configuration's by default.
         layers: Whose hidden states are outputs too, as `hidden_states` is indexed: -2 for what a LLaVA reads.
@@ -134,8 +135,12 @@ def export_onnx(
             )
         written = [file.stat().st_size for file in temporary.parent.iterdir()]
         beside = _weights_file(temporary)
-        if beside.exists():
+        has_two = beside.exists()
+        if has_two:
+            path.unlink(missing_ok=True)  # for a moment there is no file, rather than one with the weights of another
             os.replace(beside, _weights_file(path))
+    if not has_two:
+        _weights_file(path).unlink(missing_ok=True)
     return OnnxReport(path, sum(written), differences)
 
 

@@ -2,11 +2,13 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from .alignment import Objective
 from .bootstrap_options import BootstrapOptions
 from .inherit import is_fresh
 from .sparseformer import SparseFormerModel
@@ -44,6 +46,32 @@ def parameter_groups(model: nn.Module, focusing: str, options: BootstrapOptions)
             decay = options.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()]
+
+
+def freeze_unread(student: SparseFormerModel, objective: Objective, layers: Sequence[int]) -> set[str]:
+    """Freezes, in place, what no part of the loss depends on, and returns its names.
+
+    Several processes wait for the gradients of all that is trained, and would wait for these in vain.
+
+    Args:
+        student: What is trained of it requires gradients.
+        objective: What is matched.
+        layers: The hidden states that are matched or that a host reads, counted from the end.
+    """
+    config = student.config
+    unread: list[str] = []
+    if not objective.pooled:
+        first_look = 0 if config.focusing == "fresh" else config.coarse_blocks
+        deepest = max([first_look, *(config.num_hidden_layers + 1 + layer for layer in layers)])
+        unread += ["head.", *(f"blocks.{number}." for number in range(deepest, config.num_hidden_layers))]
+    if not objective.saliency:
+        unread.append("focusing.saliency")
+    frozen = set()
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad and name.startswith(tuple(unread)):
+            parameter.requires_grad_(False)
+            frozen.add(name)
+    return frozen
 
 
 def with_lora(student: SparseFormerModel, options: BootstrapOptions) -> nn.Module:

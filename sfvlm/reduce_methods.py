@@ -18,7 +18,6 @@ Shapes: B batch, P patches, N tokens kept, D width, d width of a head. Tokens st
 class token, where there is one, stays in front. `read` is the hidden state the host reads, 1 to L.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -62,14 +61,16 @@ def lower_resolution(dense: DenseTransformer, pixels: Tensor, count: int, read: 
 
 
 def larger_patch(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> States:
-    """Patches so large that `count` of them fill the photo. Their kernel is made once for a size, without a gradient."""
+    """Patches so large that `count` of them fill the photo. Their kernel is made once for a size, without a gradient.
+
+    Compiled code makes it at every call: it cannot tell whether the weights are still those that an earlier one was made of.
+    """
     side, image_size = math.isqrt(count), pixels.shape[-1]
     if torch.compiler.is_compiling():
         return LargerPatch(dense, side, image_size)(pixels).hidden_states
     made_for = (side, image_size, *map(_version, dense.patch.parameters()))
     kept = dense.__dict__.get("_larger_patch")  # beside its modules: no tensor of its own, and saved with nothing
     if kept is None or kept[0] != made_for:
-        dense.__dict__.pop("_larger_patch", None)  # the control copies this dictionary
         with torch.inference_mode(False):  # what is made in that mode can take part in no gradient later
             kept = dense.__dict__["_larger_patch"] = (made_for, LargerPatch(dense, side, image_size))
     return kept[1](pixels).hidden_states
@@ -160,9 +161,7 @@ def merging(dense: DenseTransformer, pixels: Tensor, count: int, read: int, sche
 
     Earlier states have more. Those after it, which no host reads, keep them and weigh them alike.
     """
-    front = copy.copy(dense)  # the same tensors with fewer blocks: copying the module, not what it holds
-    front._modules = dense._modules | {"blocks": dense.blocks[:read]}
-    states = list(TokenMerging(front, count, schedule)(pixels).hidden_states)
+    states = list(TokenMerging(dense, count, schedule, read)(pixels).hidden_states)
     for block in dense.blocks[read:]:
         states.append(block(states[-1]))
     return tuple(states)

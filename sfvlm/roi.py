@@ -3,15 +3,21 @@
 A box (region of interest, RoI) is four corners `(x1, y1, x2, y2)` in fractions of the image: (0, 0) is the upper left
 corner of the photo, (1, 1) the lower right one. Boxes may reach outside; samples there repeat the border.
 
+What the forward pass makes here it makes on the device of its boxes: a tensor copied from the CPU would hold a GPU up, and no
+CUDA graph can record it.
+
 Shapes: B batch, N tokens, P sampling points, C channels, H x W map.
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+WHOLE = (0.0, 0.0, 1.0, 1.0)  # the photo as a box
 
 
 def centers(roi: Tensor) -> Tensor:
@@ -29,9 +35,9 @@ def from_center(center: Tensor, size: Tensor) -> Tensor:
     return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
 
-def tile_layout(side: int) -> Tensor:
+def tile_layout(side: int, device: torch.device | str = "cpu") -> Tensor:
     """The `side` x `side` cells of the image, row by row: (side * side, 4). Every point lies in exactly one box."""
-    edges = torch.arange(side + 1, dtype=torch.float32, device="cpu") / side
+    edges = torch.arange(side + 1, dtype=torch.float32, device=device) / side
     y1, x1 = torch.meshgrid(edges[:-1], edges[:-1], indexing="ij")
     y2, x2 = torch.meshgrid(edges[1:], edges[1:], indexing="ij")
     return torch.stack([x1, y1, x2, y2], dim=-1).reshape(-1, 4)
@@ -39,7 +45,7 @@ def tile_layout(side: int) -> Tensor:
 
 def cell_boxes(cells: Tensor, grid: int) -> Tensor:
     """The boxes of cells of a `grid` x `grid` tiling, counted row by row: (...) -> (..., 4)."""
-    return tile_layout(grid).to(cells.device)[cells]
+    return tile_layout(grid, cells.device)[cells]
 
 
 def even_cells(side: int, height: int, width: int, device: torch.device) -> Tensor:
@@ -50,6 +56,11 @@ def even_cells(side: int, height: int, width: int, device: torch.device) -> Tens
     odd = 2 * torch.arange(side, device=device) + 1
     rows, columns = odd * height // max(1, 2 * side), odd * width // max(1, 2 * side)
     return (rows[:, None] * width + columns).flatten()
+
+
+def _filled(numbers: Iterable[float], device: torch.device | str) -> Tensor:
+    """A few numbers in float32, each by a fill: (length,)."""
+    return torch.cat([torch.full((1,), number, dtype=torch.float32, device=device) for number in numbers])
 
 
 def zoom(roi: Tensor, share: float) -> Tensor:
@@ -64,10 +75,10 @@ def overlapping_layout(num_tokens: int) -> Tensor:
     slowest), and whole-image boxes for the tokens beyond the square (showlab/sparseformer, `modeling.py`, `init_layer`).
     """
     side = math.isqrt(num_tokens)
-    start = torch.linspace(0, 0.5, side, device="cpu") if side > 1 else torch.zeros(1)
+    start = torch.linspace(0, 0.5, side, device="cpu") if side > 1 else torch.zeros(1, device="cpu")
     x, y = torch.meshgrid(start, start, indexing="ij")
     grid = torch.stack([x, y, x + 0.5, y + 0.5], dim=-1).reshape(-1, 4)
-    whole = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(num_tokens - side * side, 4)
+    whole = _filled(WHOLE, "cpu").expand(num_tokens - side * side, 4)
     return torch.cat([grid, whole])
 
 
@@ -85,16 +96,16 @@ def resample_layout(roi: Tensor, num_tokens: int) -> Tensor:
     grid = torch.cat([centers(roi), sizes(roi)], dim=-1)[: old * old].reshape(1, old, old, 4).permute(0, 3, 1, 2)
     # Half-pixel interpolation stops half a cell short of the border: without extrapolation the outer boxes of a finer grid
     # would lose the rim of the photo, so centres are interpolated as displacements from their own regular cell.
-    regular = centers(tile_layout(old)).to(roi).reshape(1, old, old, 2).permute(0, 3, 1, 2)
+    regular = centers(tile_layout(old, roi.device)).to(roi.dtype).reshape(1, old, old, 2).permute(0, 3, 1, 2)
     displacement = F.interpolate(grid[:, :2] - regular, size=(new, new), mode="bilinear", align_corners=False)
-    center = centers(tile_layout(new)).to(roi) + displacement[0].flatten(1).T
+    center = centers(tile_layout(new, roi.device)).to(roi.dtype) + displacement[0].flatten(1).T
     size = F.interpolate(grid[:, 2:], size=(new, new), mode="bilinear", align_corners=False)[0].flatten(1).T * (
         old / new
     )
     boxes = from_center(center, size)
     if not extra:
         return boxes
-    spare = roi[old * old :] if len(roi) > old * old else roi.new_tensor([[0.0, 0.0, 1.0, 1.0]])
+    spare = roi[old * old :] if len(roi) > old * old else _filled(WHOLE, roi.device).to(roi.dtype)[None]
     return torch.cat([boxes, spare[torch.arange(extra, device=roi.device) % len(spare)]])
 
 
@@ -120,18 +131,18 @@ def focus_frames(focus: Tensor, batch: int, num_tokens: int, share: float = 1.0)
         share: Of 0 to 1; below 1 the tokens inside are the nearest square number, so that they tile the rectangle.
 
     Raises:
-        ValueError: The rectangles are not so many, one has no area, or the share is none.
+        ValueError: The rectangles are not so many, the share is none, or one has no area; compiled code cannot ask for that.
     """
     if focus.ndim != 2 or focus.shape[1] != 4 or len(focus) not in (1, batch):
         raise ValueError(f"focus is {tuple(focus.shape)}; it must be ({batch}, 4) or (1, 4), a rectangle a photo.")
-    if not bool((sizes(focus) > 0).all()):
+    if not torch.compiler.is_compiling() and not bool((sizes(focus) > 0).all()):
         raise ValueError(f"A focus of corners {focus.tolist()} has no area: x1 < x2 and y1 < y2.")
     if not 0 < share <= 1:
         raise ValueError(f"focus_share is {share}; it must be above 0 and at most 1.")
     side = max(1, round(math.sqrt(share * num_tokens)))
     inside = num_tokens if share == 1 else min(side * side, num_tokens)
     rectangles = focus.float().expand(batch, 4)[:, None].expand(-1, inside, -1)
-    whole = rectangles.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(batch, num_tokens - inside, -1)
+    whole = _filled(WHOLE, rectangles.device).expand(batch, num_tokens - inside, -1)
     return Frames(torch.cat([whole, rectangles], dim=1), inside)
 
 
@@ -229,7 +240,8 @@ def _sample_pyramid(levels: list[Tensor], points: Tensor, size: Tensor, side: in
     """One sampling over all levels, stacked into a tall picture: a box reads one level, whichever fits its size."""
     height, width = levels[0].shape[-2:]
     atlas = torch.cat([F.pad(level, (0, width - level.shape[-1])) for level in levels], dim=-2)
-    level_sizes = torch.tensor([level.shape[:-3:-1] for level in levels], dtype=torch.float32, device=points.device)
+    lengths = [length for level in levels for length in level.shape[:-3:-1]]
+    level_sizes = _filled(lengths, points.device).view(-1, 2)  # (levels, 2) as (width, height)
     tops = torch.cumsum(level_sizes[:, 1], dim=0) - level_sizes[:, 1]
     # Boxes that are not numbers, of a run gone wrong, must reach its loss rather than fail here as an index.
     stride = (size.detach().abs() * level_sizes[0] / side).amax(-1).nan_to_num()  # (B, N) pixels between samples
@@ -238,8 +250,8 @@ def _sample_pyramid(levels: list[Tensor], points: Tensor, size: Tensor, side: in
     extent = level_sizes[index][:, :, None]  # (B, N, 1, 2) as (width, height)
     # Clamping to the outer pixels' centres repeats the border and keeps a box from reading its neighbour level.
     pixel = torch.minimum((points * extent - 0.5).clamp(min=0), extent - 1)
-    pixel = torch.stack([pixel[..., 0], pixel[..., 1] + tops[index][:, :, None]], dim=-1)
-    return sample(atlas, (pixel + 0.5) / pixel.new_tensor([width, atlas.shape[-2]]))
+    x, y = pixel[..., 0], pixel[..., 1] + tops[index][:, :, None]
+    return sample(atlas, torch.stack([(x + 0.5) / width, (y + 0.5) / atlas.shape[-2]], dim=-1))
 
 
 def encode_position(roi: Tensor, dim: int, max_temperature: float = 128.0) -> Tensor:

@@ -186,7 +186,7 @@ class SparseFormerModel(PreTrainedModel):
             num_tokens: Budget of the calls; by default the model's own.
 
         Raises:
-            ValueError: This machine cannot do it, the model is training, or the output differs by more than it may.
+            ValueError: As `sfvlm.accelerate.accelerate`: it cannot be done here or to this model, or loses too much.
         """
         if pixels is None:
             pixels = example_pixels(self.config)

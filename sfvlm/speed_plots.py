@@ -85,7 +85,7 @@ def plot_quality(files: Sequence[Path], path: Path) -> list[str]:
         A line for each model that is in only one kind of file.
 
     Raises:
-        ValueError: A file is none of these, or no model is in both kinds.
+        ValueError: A file is none of these, no model is in both kinds, or hosts and encoders are to be in one plot.
     """
     speeds, results = read_files(files)
     spots, left_out = match(speeds, results)
@@ -95,7 +95,16 @@ def plot_quality(files: Sequence[Path], path: Path) -> list[str]:
             f"evaluation ({', '.join(dict.fromkeys(row['model'] for row in results))})."
         )
     panels = list(dict.fromkeys(spot.panel for spot in spots))
-    latency = next(name for name in LATENCIES if all(name in spot.speed["measures"] for spot in spots))
+    latency = next((name for name in LATENCIES if all(name in spot.speed["measures"] for spot in spots)), None)
+    if latency is None:
+        hosts, encoders = (
+            ", ".join(dict.fromkeys(spot.speed["model"] for spot in spots if name in spot.speed["measures"]))
+            for name in LATENCIES
+        )
+        raise ValueError(
+            f"Of hosts ({hosts}) the time to the first word was measured, and of encoders ({encoders}) their own: plot one kind "
+            "at a time."
+        )
     looks = _looks(spots)
     with _figure(path, len(panels), 4.3) as (figure, axes):
         for axis, panel in zip(axes, panels, strict=True):

@@ -22,6 +22,7 @@ from .speed_floor import Ceiling, floor_seconds, measure_ceiling
 from .speed_hosts import check_numbers
 
 SIDES_A_ROUND = 4  # beside the first
+COMPILED = ("compile", "graph")  # ways of `sfvlm.accelerate` that torch's compiler takes part in
 ENERGY_SECONDS = 0.5  # a run goes on for so long where energy is counted: counters tick slowly
 # Ways of `sfvlm.accelerate` that compute in another dtype than the encoder's; None for one without a floor.
 ARITHMETIC: dict[str, torch.dtype | None] = {"bfloat16": torch.bfloat16, "int8": None}
@@ -82,26 +83,34 @@ def measure_encoders(
         ValueError: A number is too small to measure anything.
     """
     check_numbers(batch_size=batch_size, repeats=repeats)
-    for number, members in enumerate(rounds_of(encoders, 1 if ways else SIDES_A_ROUND)):
-        sides, left_out = list(members), {}
-        for encoder in members if number == 0 else members[1:]:
+    sizes = (1, 1) if ways else (1 + SIDES_A_ROUND, SIDES_A_ROUND)
+    for reference, new in rounds_of(encoders, *sizes):
+        if set(ways) & set(COMPILED):
+            torch._dynamo.reset()  # what it keeps is of earlier rounds: graphs, and on a GPU their memory
+        sides, left_out = list(new), {}
+        for encoder in new:
             for how in ways:
                 try:
                     sides.append(accelerated(encoder, how, batch_size))
                 except ValueError as error:
                     left_out[f"{encoder.name} +{how}"] = str(error)
-        rows = _measure_round(sides, batch_size, ceilings, meter, repeats, warmups)
-        yield Round(rows if number == 0 else rows[1:], left_out)
+        before = [] if reference is None else [reference]
+        rows = _measure_round([*before, *sides], batch_size, ceilings, meter, repeats, warmups)
+        yield Round(rows[len(before) :], left_out)
 
 
-def rounds_of(encoders: Sequence[Encoder], size: int) -> list[list[Encoder]]:
-    """The first encoder and up to `size` others, and so on until all had their round.
+def rounds_of(
+    encoders: Sequence[Encoder], first_size: int, size: int
+) -> Iterator[tuple[Encoder | None, Sequence[Encoder]]]:
+    """Whom the new encoders of each round are measured beside, and those.
 
-    With a `size` of 1, where others come in several ways, the first one's ways have a round of their own.
+    Args:
+        encoders: The first one is new in the first round, which has none beside, and is measured beside all later ones.
+        first_size, size: How many are new in the first round, and in each later one.
     """
-    first, others = encoders[0], encoders[1:]
-    groups = [[first, *others[start : start + size]] for start in range(0, len(others), size)]
-    return [[first], *groups] if size == 1 or not groups else groups
+    yield None, encoders[:first_size]
+    for start in range(first_size, len(encoders), size):
+        yield encoders[0], encoders[start : start + size]
 
 
 def accelerated(encoder: Encoder, how: str, batch_size: int) -> Encoder:
@@ -112,9 +121,9 @@ def accelerated(encoder: Encoder, how: str, batch_size: int) -> Encoder:
     """
     if encoder.counted is None:
         raise ValueError("it is no torch module")
-    pixels = encoder.pixels(batch_size, 0)
-    model = accelerate(encoder.counted, how, pixels)
-    with torch.inference_mode():  # as it will be run: compiled code minds
+    with torch.inference_mode():  # as it will be run, photos too: torch compiles anew for what was made elsewhere
+        pixels = encoder.pixels(batch_size, 0)
+        model = accelerate(encoder.counted, how, pixels)
         model(pixels)
     return replace(encoder, name=f"{encoder.name} +{how}", model=model, how=how)
 

@@ -86,14 +86,13 @@ def read_host(config: Any, processor: Any) -> HostFacts:
         )
     depth, chosen = vision.num_hidden_layers, config.vision_feature_layer
     chosen = [chosen] if isinstance(chosen, int) else list(chosen)
+    reads_cls = bool(CLASS_TOKENS[vision.model_type]) and config.vision_feature_select_strategy == "full"
     return HostFacts(
         kind=config.model_type,
         width=vision.hidden_size,
         depth=depth,
         layers=tuple(layer_from_end(layer, depth) for layer in chosen),
-        reads_cls=(
-            reads_cls := bool(CLASS_TOKENS[vision.model_type]) and config.vision_feature_select_strategy == "full"
-        ),
+        reads_cls=reads_cls,
         tokens=(vision.image_size // vision.patch_size) ** 2 + reads_cls,
         image_size=_side_of_photos(processor.image_processor, vision.image_size),
         mean=tuple(map(float, processor.image_processor.image_mean)),

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -65,14 +65,13 @@ def open_weights(folder: Path) -> WeightFiles:
 
 def read_tensors(weights: WeightFiles, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """The named tensors as stored, in sorted order, one at a time."""
-    opened: dict[Path, object] = {}
+    current: Path | None = None
+    opened: Any = None
     for name in sorted(names):
         file = weights.where[name]
-        if file not in opened:
-            opened = {
-                file: safe_open(file, framework="pt")
-            }  # one file stays open: names of a file come together mostly
-        yield name, opened[file].get_tensor(name)  # type: ignore[attr-defined]
+        if file != current:  # one file stays open: names of a file come together mostly
+            current, opened = file, safe_open(file, framework="pt")
+        yield name, opened.get_tensor(name)
 
 
 def bytes_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:

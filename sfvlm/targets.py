@@ -25,7 +25,7 @@ class TeacherTargets:
     Args:
         dense: The teacher's model, on the device of the pixels.
         config: The student's configuration.
-        objective: What is matched.
+        objective: What is matched, its layer counted from the end.
         cache: From `open_cache`.
         host: What reads the tokens, on the same device, where the objective needs one.
     """
@@ -73,8 +73,9 @@ class TeacherTargets:
     def _saliency(self, states: tuple[Tensor, ...]) -> Tensor:
         """The attention in the block whose output is matched: the host's, the objective's, or else the last."""
         layer = max(self.host.facts.layers) if self.host else self.objective.layer if self.objective.tokens else -1
-        block: Any = self.dense.blocks[layer]  # type: ignore[index]
-        query, key, _ = block.attn.heads(block.norm1(states[layer - 1]))
+        number = max(0, len(states) - 1 + layer)  # the first block stands in where its own input is matched
+        block: Any = self.dense.blocks[number]  # type: ignore[index]
+        query, key, _ = block.attn.heads(block.norm1(states[number]))
         return attention_received(query, key, self.class_tokens)
 
 

@@ -52,19 +52,26 @@ class DenseTransformer(nn.Module):
 
     def embed(self, pixels: Tensor) -> Tensor:
         """The first block's input: (B, 3, H, W) -> (B, [1 +] patches, D); positions are interpolated to other sizes."""
-        tokens = self.patch(pixels)  # (B, D, h, w)
+        return self.place(self.patch(pixels))
+
+    def place(self, tokens: Tensor) -> Tensor:
+        """Puts positions and the class token to embedded patches: (B, D, h, w) -> (B, [1 +] h * w, D)."""
         side, extra = self.config.teacher_grid, int(self.config.has_cls_token)
         table = self.positions[extra:].T.reshape(1, -1, side, side)
         if tokens.shape[-2:] != (side, side):
             table = F.interpolate(table, size=tokens.shape[-2:], mode="bilinear", align_corners=False, antialias=False)
         tokens = (tokens + table).flatten(2).transpose(1, 2)
         if self.cls_token is not None:
-            cls = (self.cls_token + self.positions[0]).expand(len(pixels), 1, -1)
+            cls = (self.cls_token + self.positions[0]).expand(len(tokens), 1, -1)
             tokens = torch.cat([cls, tokens], dim=1)
         return self.pre_norm(tokens)
 
     def forward(self, pixels: Tensor) -> TeacherOutput:
-        hidden = [self.embed(pixels)]
+        return self.run(self.embed(pixels))
+
+    def run(self, tokens: Tensor) -> TeacherOutput:
+        """All blocks and the head: (B, [1 +] patches, D) -> TeacherOutput."""
+        hidden = [tokens]
         for block in self.blocks:
             hidden.append(block(hidden[-1]))
         pooled, logits = self.head(hidden[-1])

@@ -1,23 +1,30 @@
 """Acceleration changes how fast an output comes, not the output, within what is stated."""
 
 import copy
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import randomize, tiny_model
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from sfvlm import accelerate as module
-from sfvlm.accelerate import PackedLinear, accelerate, check_possible, difference_of
+from sfvlm import fast_layers
+from sfvlm.accelerate import accelerate, check_possible, difference_of
+from sfvlm.fast_layers import Int8Linear, PackedLinear, Packing
 from sfvlm.sparseformer import SparseFormerOutput
 from sfvlm.teachers import open_teacher
 
 CPU = torch.device("cpu")
-needs_packing = pytest.mark.skipif(not module._can_pack(), reason="this torch has no oneMKL")
-needs_int8 = pytest.mark.skipif(not module._int8_engines(), reason="this torch has no engine for 8 bits")
+needs_packing = pytest.mark.skipif(not module.packings(), reason="this torch has neither oneDNN nor oneMKL")
+needs_int8 = pytest.mark.skipif(not module.int8_engines(), reason="this torch has no engine for 8 bits")
 
 
 def moved_model(focusing: str, **overrides: object):
@@ -62,6 +69,74 @@ def test_only_the_sizes_asked_for_are_packed():
 
 
 @needs_packing
+@torch.no_grad()
+@pytest.mark.parametrize("packing", fast_layers.packings())
+def test_either_library_packs_alone(packing: Packing, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fast_layers, "packings", lambda: [packing])
+    linear, inputs = nn.Linear(24, 40), torch.randn(3, 5, 24)
+    packed = PackedLinear(linear, gain=2.0, bias_gain=3.0)
+    expected = 2 * F.linear(inputs, linear.weight) + 3 * linear.bias
+    torch.testing.assert_close(packed(inputs), expected)
+    assert packed.packs[15][0] is packing
+    monkeypatch.setattr(linear, "bias", None)
+    torch.testing.assert_close(PackedLinear(linear)(inputs), linear(inputs))
+
+
+@torch.no_grad()
+def test_a_layer_keeps_the_packing_that_multiplies_faster(monkeypatch: pytest.MonkeyPatch):
+    def packing(seconds: float) -> Packing:
+        def multiply(input: Any, pack: Any, weight: Any, bias: Any, rows: int) -> torch.Tensor:
+            time.sleep(seconds)
+            return F.linear(input, weight, bias)
+
+        return Packing(lambda weight, rows: weight, multiply)
+
+    slow, fast = packing(0.01), packing(0.0)
+    monkeypatch.setattr(fast_layers, "packings", lambda: [slow, fast, slow])
+    packed = PackedLinear(nn.Linear(4, 4))
+    packed(torch.randn(2, 4))
+    assert packed.packs[2][0] is fast
+
+
+@needs_packing
+@torch.no_grad()
+def test_a_copy_of_a_packed_model_shares_its_packs():
+    packed = moved_model("inherited").accelerate("packed", pixels=photos(2))
+    twin = copy.deepcopy(packed)
+    assert torch.equal(twin(photos(2)).pooler_output, packed(photos(2)).pooler_output)
+    layer, other = (each.blocks[0].attn.qkv for each in (packed, twin))
+    assert other is not layer and other.packs is not layer.packs
+    assert all(other.packs[rows][1] is layer.packs[rows][1] for rows in layer.packs)
+
+
+@needs_int8
+@torch.no_grad()
+def test_a_copy_of_an_8_bit_model_gives_the_same():
+    fast = moved_model("inherited").accelerate("int8", pixels=photos(2))
+    assert torch.equal(copy.deepcopy(fast)(photos(2)).pooler_output, fast(photos(2)).pooler_output)
+
+
+@needs_packing
+@torch.no_grad()
+def test_what_is_accelerated_is_not_accelerated_again():
+    packed = moved_model("inherited").accelerate("packed")
+    lower = module._bfloat16(module._sharing(moved_model("inherited")), lambda model: None)
+    lower.acceleration = packed.acceleration._replace(how="bfloat16")
+    for model in (packed, nn.Sequential(packed), packed.blocks[0], lower):
+        with pytest.raises(ValueError, match=r"accelerated already: give the one that it was made from\."):
+            accelerate(model, "compile", photos(1))
+
+
+@needs_packing
+@pytest.mark.parametrize("how", ["packed", pytest.param("int8", marks=needs_int8)])
+def test_a_way_that_would_replace_nothing_says_so(how: str):
+    with pytest.raises(ValueError, match=r"SparseFormerModel holds bfloat16 weights; call model\.float\(\) first\."):
+        moved_model("inherited").bfloat16().accelerate(how)
+    with pytest.raises(ValueError, match=r"Conv2d has no linear layer of \d+ features or more"):
+        accelerate(nn.Conv2d(3, 2, 8).eval(), how, photos(1))
+
+
+@needs_packing
 def test_the_original_is_untouched_and_its_weights_are_shared():
     model = moved_model("inherited")
     before = copy.deepcopy(model.state_dict())
@@ -103,7 +178,7 @@ def test_a_dense_clip_is_accelerated_by_the_same_means(how: str):
 def test_eight_bits_stay_close_and_leave_what_decides_where_to_look(focusing: str):
     model = moved_model(focusing)
     fast = model.accelerate("int8", pixels=photos(2))
-    exact = [name for name, layer in fast.named_modules() if type(layer) is nn.Linear]
+    exact = [name for name, layer in fast.named_modules() if isinstance(layer, PackedLinear)]
     if focusing == "chosen":
         assert "focusing.saliency" in exact
     else:
@@ -126,6 +201,38 @@ def test_a_few_huge_features_do_not_take_the_bits_of_the_others(monkeypatch: pyt
     monkeypatch.setitem(module.TOLERANCES, "int8", 9.0)
     lost = model.accelerate("int8", pixels=pixels).acceleration.difference
     assert kept < lost / 3
+
+
+@needs_int8
+@torch.no_grad()
+def test_large_features_are_added_to_the_8_bit_product():
+    linear, inputs = nn.Linear(96, 64), torch.randn(2, 25, 96)
+    large = torch.tensor([3, 90, 17])
+    layer = Int8Linear(linear, module.int8_engines()[0], large)
+    small = Int8Linear(linear, module.int8_engines()[0])
+    small.packed = layer.packed
+    expected = small(inputs.index_fill(-1, large, 0)) + inputs[..., large] @ layer.large_weight
+    assert torch.equal(layer(inputs), expected)
+
+
+@needs_int8
+@torch.no_grad()
+def test_only_what_an_activation_made_is_overwritten():
+    class Beside(nn.Module):
+        """Two layers that both read the input, which is read once more."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(64, 96), nn.Linear(64, 96)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return torch.cat([self.fc1(inputs) * self.fc2(inputs), inputs], dim=-1)
+
+    model, inputs = Beside().eval(), torch.randn(5, 64)
+    before = inputs.clone()
+    fast = accelerate(model, "int8", inputs)
+    assert isinstance(fast.fc2, Int8Linear)
+    assert torch.equal(fast(inputs)[:, 96:], before) and torch.equal(inputs, before)
 
 
 @needs_int8
@@ -214,6 +321,136 @@ def test_bfloat16_takes_float32_photos_and_keeps_boxes_exact():
     assert lower.focusing.token_roi.weight.equal(model.focusing.token_roi.weight)
     assert model.dtype == torch.float32
     assert difference_of(output, model(photos())) < 0.05
+
+
+def compile_by(backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if torch.compile's own backend were this one: (graph, inputs, mode) -> what is run."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(module, "check_possible", lambda how, device: None)  # "graph" needs a GPU otherwise
+
+
+class Counting:
+    """Runs graphs as they are, and counts them."""
+
+    graphs = 0
+
+    def __call__(self, graph: Any, inputs: Any, **_: Any) -> Any:
+        self.graphs += 1
+        return graph.forward
+
+
+@torch.no_grad()
+def test_a_compiled_model_takes_more_budgets_than_torch_keeps_by_default(monkeypatch: pytest.MonkeyPatch):
+    counting = Counting()
+    compile_by(counting, monkeypatch)
+    model = moved_model("chosen", num_hidden_layers=1, context_blocks=0)
+    compiled = model.accelerate("compile")
+    for count in range(5, 15):
+        expected = model(photos(1), num_tokens=count).pooler_output
+        torch.testing.assert_close(compiled(photos(1), num_tokens=count).pooler_output, expected)
+    assert counting.graphs == 1 + 10
+
+
+@torch.no_grad()
+def test_more_models_are_compiled_than_torch_keeps_of_a_class(monkeypatch: pytest.MonkeyPatch):
+    counting = Counting()
+    compile_by(counting, monkeypatch)
+    for count in range(5, 15):
+        moved_model("chosen", num_hidden_layers=1, context_blocks=0, default_budget=count).accelerate("compile")
+    assert counting.graphs == 10
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("focusing", ["inherited", "chosen", "fresh"])
+def test_a_compiled_model_is_sent_into_a_rectangle(focusing: str, monkeypatch: pytest.MonkeyPatch):
+    compile_by(Counting(), monkeypatch)
+    model = moved_model(focusing)
+    arguments = dict(num_tokens=9, focus=torch.tensor([[0.25, 0.25, 0.75, 1.0]]), focus_share=0.5)
+    found, expected = (each(photos(2), **arguments) for each in (model.accelerate("compile"), model))
+    torch.testing.assert_close(found.pooler_output, expected.pooler_output)
+    torch.testing.assert_close(found.token_rois[-1], expected.token_rois[-1])
+
+
+@pytest.mark.parametrize("how", ["compile", "graph"])
+def test_what_the_compiler_cannot_take_is_refused_with_its_reason(how: str, monkeypatch: pytest.MonkeyPatch):
+    def failing(graph: Any, inputs: Any, **_: Any) -> Any:
+        raise RuntimeError("there is no C++ compiler\nand a long story")
+
+    compile_by(failing, monkeypatch)
+    with pytest.raises(
+        ValueError, match=r"^torch\.compile cannot take the SparseFormerModel: there is no C\+\+ compiler$"
+    ):
+        moved_model("inherited").accelerate(how)
+
+    class Asking(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return pixels * 2 if pixels.sum().item() > 0 else pixels
+
+    compile_by(Counting(), monkeypatch)
+    with pytest.raises(ValueError, match=r"^torch\.compile cannot take the Asking: [^\n]+$"):
+        accelerate(Asking().eval(), how, photos(1))
+
+
+class Replaying:
+    """As a CUDA graph: from its second call on it writes to the outputs of the first.
+
+    Args:
+        factor: What outputs are multiplied with then.
+    """
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def __call__(self, graph: Any, inputs: Any, mode: str) -> Any:
+        assert mode == "reduce-overhead"
+        kept: list[Any] = []
+
+        def run(*inputs: Any) -> Any:
+            outputs = graph(*inputs)
+            if not kept:
+                kept.append(outputs)
+                return outputs
+            for own, new in zip(kept[0], outputs, strict=True):
+                if isinstance(own, torch.Tensor):
+                    own.copy_(new * self.factor if new.is_floating_point() else new)
+            return kept[0]
+
+        return run
+
+
+class Wrapped(nn.Module):
+    """A linear model whose output is of another kind."""
+
+    def __init__(self, wrap: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.linear, self.wrap = nn.Linear(4, 4), wrap
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return self.wrap(self.linear(inputs))
+
+
+@torch.no_grad()
+def test_what_a_graph_gave_stays_when_it_is_replayed(clip_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    compile_by(Replaying(), monkeypatch)
+    for model in (moved_model("inherited"), moved_model("chosen"), clip(), open_teacher(clip_folder).model):
+        first, second = (photos(1, seed=seed) for seed in (1, 2))
+        graph = accelerate(model, "graph", first)
+        found, _ = graph(first), graph(second)
+        assert difference_of(found, model(first)) < 1e-5, type(model).__name__
+    for wrap in (lambda x: x, lambda x: (x, None), lambda x: [x], lambda x: {"a": x}, lambda x: Packing(x, x)):
+        graph = module._graph(Wrapped(wrap).eval(), lambda model: model(torch.ones(4)))
+        found = graph(torch.ones(4))
+        before = copy.deepcopy(found)
+        graph(torch.zeros(4))
+        assert type(found) is type(before)
+        torch.testing.assert_close(found, before, rtol=0, atol=0)
+
+
+def test_a_graph_is_compared_when_it_is_replayed(monkeypatch: pytest.MonkeyPatch):
+    compile_by(Replaying(factor=1.5), monkeypatch)
+    with pytest.raises(ValueError, match=r"by 'graph', the output .* differs by 0\.5"):
+        moved_model("inherited").accelerate("graph")
 
 
 @pytest.mark.slow

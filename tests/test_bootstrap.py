@@ -1,11 +1,14 @@
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +18,9 @@ from safetensors.torch import load_file
 from tiny import tiny_config
 
 from sfvlm import SparseFormerModel
-from sfvlm.alignment import Objective
+from sfvlm.alignment import Objective, for_host
 from sfvlm.bootstrap import BootstrapOptions, NonFiniteLoss, bootstrap, rate_at
+from sfvlm.chat import open_host
 from sfvlm.checkpoints import list_checkpoints, uninterrupted
 from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
 from sfvlm.images import open_photos
@@ -32,7 +36,8 @@ QUICK = dict(
 def run(teacher: Path, photos: Path, out: Path, resume: bool = False, stop_after: int | None = None, **changes: object):
     opened = open_teacher(teacher)
     of_student = {name: changes.pop(name) for name in ("focusing", "image_size", "num_tokens") if name in changes}
-    student, report = inherit(opened, student_config(opened.config, **({"num_tokens": 4} | of_student)), 2)
+    tuned_blocks = changes.pop("tuned_blocks", 2)
+    student, report = inherit(opened, student_config(opened.config, **({"num_tokens": 4} | of_student)), tuned_blocks)
     options = BootstrapOptions(**(QUICK | changes))
     bootstrap(opened, student, report, open_photos(photos), out, options, resume=resume, stop_after=stop_after)
     return load_file(out / "model.safetensors") if (out / "model.safetensors").exists() else None
@@ -184,6 +189,130 @@ def test_other_options_than_the_checkpoints_are_refused_by_name(
         run(clip_folder, photo_folder, tmp_path / "out")
 
 
+def rewrite_fingerprint(out: Path, **changes: object) -> None:
+    """Changes what the newest checkpoint says of how it was made; None: as if written before that was said."""
+    state = list_checkpoints(out / "checkpoints")[-1] / "state.json"
+    content = json.loads(state.read_text())
+    fingerprint = content["fingerprint"] | changes
+    content["fingerprint"] = {name: value for name, value in fingerprint.items() if value is not None}
+    state.write_text(json.dumps(content))
+
+
+def test_other_devices_than_the_checkpoints_are_refused(clip_folder: Path, photo_folder: Path, tmp_path: Path) -> None:
+    run(clip_folder, photo_folder, tmp_path / "out", stop_after=2)
+    rewrite_fingerprint(tmp_path / "out", device="cuda", processes=2)
+    with pytest.raises(
+        ValueError, match=r"\(device: cuda then, cpu now, processes: 2 then, 1 now\); give the same ones"
+    ):
+        run(clip_folder, photo_folder, tmp_path / "out", resume=True)
+    rewrite_fingerprint(tmp_path / "out", device=None, processes=None)
+    run(clip_folder, photo_folder, tmp_path / "out", resume=True)
+    assert lines(tmp_path / "out")[-1]["step"] == 6
+
+
+def test_the_same_layer_counted_from_either_end_gives_the_same_student(
+    clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    for focusing in ("chosen", "fresh"):  # the second has fewer blocks than the teacher's four
+        trained = [
+            run(
+                clip_folder, photo_folder, tmp_path / f"{focusing}{layer}", focusing=focusing, steps=3, eval_every=0,
+                objective=Objective(tokens=1.0, layer=layer),
+            )
+            for layer in (-1, 4, -2, 3)
+        ]  # fmt: skip
+        assert same(trained[0], trained[1]) and same(trained[2], trained[3])
+        assert not same(trained[0], trained[2])
+    run(
+        clip_folder,
+        photo_folder,
+        tmp_path / "input",
+        focusing="chosen",
+        steps=1,
+        objective=Objective(tokens=1.0, layer=0),
+    )
+
+
+@pytest.mark.parametrize(("focusing", "layer"), [("inherited", 5), ("inherited", -6), ("fresh", 0), ("fresh", -5)])
+def test_a_layer_that_teacher_and_student_do_not_share_is_refused(
+    focusing: str, layer: int, clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    depth = 4 if focusing == "inherited" else 3
+    message = f"teacher's 4 blocks and the student's {depth} have hidden states -{depth + 1} to -1 in common"
+    objective = Objective(tokens=1.0, layer=layer)
+    with pytest.raises(ValueError, match=f"layer is {layer}, and the {message}"):
+        run(clip_folder, photo_folder, tmp_path / "out", focusing=focusing, objective=objective)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def without_gradient(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Shapes of what the optimizer holds and no step's loss depended on."""
+    found: list[torch.Size] = []
+
+    class Watching(torch.optim.AdamW):
+        def step(self, closure: object = None) -> None:
+            found.extend(each.shape for group in self.param_groups for each in group["params"] if each.grad is None)
+            super().step(closure)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.optim, "AdamW", Watching)
+    return found
+
+
+@pytest.mark.parametrize("focusing", ["inherited", "chosen"])
+def test_what_a_host_does_not_read_is_not_trained(
+    focusing: Any, hosts: dict[str, Path], photo_folder: Path, tmp_path: Path, without_gradient: list[torch.Size]
+) -> None:
+    teacher = open_teacher(hosts["llava"])
+    depth = teacher.config.num_hidden_layers
+    config = student_config(teacher.config, focusing=focusing, num_tokens=4, coarse_blocks=1)
+    student, report = inherit(teacher, config, depth)
+    objective = for_host(Objective(saliency=0.0))
+    options = BootstrapOptions(**(QUICK | dict(steps=1, eval_every=0, host_turns=1, objective=objective)))
+    host = open_host(hosts["llava"], device="cpu")
+    bootstrap(teacher, student, report, open_photos(photo_folder), tmp_path / "out", options, host=host)
+    assert without_gradient == []
+    trained = {
+        name[:8] for name, each in student.named_parameters() if each.requires_grad and name.startswith("blocks.")
+    }
+    assert trained == {f"blocks.{number}" for number in range(depth - 1)}  # the host reads layer -2
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("focusing", "objective", "frozen"),
+    [
+        ("chosen", Objective(saliency=0.0), {"focusing.saliency", "focusing.saliency_norm"}),
+        ("chosen", Objective(pooled=0.0, tokens=1.0), {"blocks.3"}),
+        ("inherited", Objective(pooled=0.0, tokens=1.0), {"blocks.3"}),
+        ("inherited", Objective(pooled=0.0, tokens=1.0, layer=1), {"blocks.2", "blocks.3"}),  # the first look has two
+        ("fresh", Objective(pooled=0.0, tokens=1.0, layer=-3), {"blocks.1", "blocks.2"}),
+        ("inherited", Objective(tokens=1.0), set()),
+    ],
+)
+def test_everything_that_is_trained_gets_a_gradient(
+    focusing: str,
+    objective: Objective,
+    frozen: set[str],
+    tune: str,
+    clip_folder: Path,
+    photo_folder: Path,
+    tmp_path: Path,
+    without_gradient: list[torch.Size],
+) -> None:
+    run(
+        clip_folder, photo_folder, tmp_path / "out", focusing=focusing, tuned_blocks=3 if focusing == "fresh" else 4,
+        objective=objective, tune=tune, steps=1, eval_every=0,
+    )  # fmt: skip
+    assert without_gradient == []
+    rows = json.loads((tmp_path / "out" / "inheritance.json").read_text())["rows"]
+    parts = {True: set(), False: set()}
+    for row in rows:
+        parts[row["trained"]].add(".".join(row["student"].split(".")[:2]))
+    assert frozen <= parts[False] - parts[True]
+    assert {name for name in parts[False] if name.startswith(("blocks.", "focusing."))} == frozen
+
+
 TOKENS = Objective(tokens=1.0)
 
 
@@ -308,6 +437,48 @@ def test_corrupt_photos_among_good_ones_are_listed_and_the_run_finishes(
     assert {Path(key).name for key in skipped} == {"cut.png", "empty.jpg", "text.jpg"}
     facts = json.loads((tmp_path / "out" / "bootstrap.json").read_text())
     assert facts["photos_skipped"] == 3
+
+
+def test_all_processes_tell_which_photos_they_skipped(clip_folder: Path, photo_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photo_folder, folder)
+    broken = {f"broken{number}.jpg" for number in range(8)}
+    for name in broken:
+        (folder / name).touch()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    # With guesses that are not trained, for which two processes would wait if they were left among what is.
+    flags = ("--steps", "8", "--workers", "0", "--focusing", "chosen", "--objective.saliency", "0")
+    subprocess.run(
+        [*launcher, *command(clip_folder, folder, tmp_path / "out", *flags)[1:]],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+    )
+    skipped = [json.loads(line)["key"] for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(Path(key).name for key in skipped) == sorted(broken)
+    assert json.loads((tmp_path / "out" / "bootstrap.json").read_text())["photos_skipped"] == 8
+
+
+def test_a_compiled_student_keeps_more_budgets_than_torch_does_by_default(
+    clip_folder: Path, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    budgets = tuple(range(1, 17))
+    options = BootstrapOptions(steps=20, budgets=budgets)
+    drawn = {random.Random(f"{options.seed} {step}").choice(budgets) for step in range(options.steps)}
+    assert len(drawn) > 9
+    run(
+        clip_folder, photo_folder, tmp_path / "out", focusing="chosen", budgets=budgets, steps=20, compile=True,
+        eval_every=0, save_every=100, batch_size=1,
+    )  # fmt: skip
+    assert len(graphs) >= len(drawn) + 1  # and the teacher
 
 
 @pytest.mark.parametrize("objective", [Objective(), Objective(pooled=0.5, tokens=1.0)])

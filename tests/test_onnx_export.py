@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +176,37 @@ def test_a_file_that_says_another_thing_than_its_model_is_not_kept(
         export_onnx(changed, tmp_path / "model.onnx", num_tokens=NUM_TOKENS, layers=(-2,))
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_bytes() == before
+
+
+def test_a_file_never_lies_beside_the_weights_of_another(
+    files: Files, models: dict[str, SparseFormerModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, replace = tmp_path / "model.onnx", os.replace
+
+    def export() -> None:
+        written = torch.onnx.ONNXProgram(onnx_ir.load(files["chosen"]), None)
+        monkeypatch.setattr(onnx_export, "_trace", lambda *_: written)
+        export_onnx(models["chosen"], path, num_tokens=NUM_TOKENS, layers=(-2,))
+
+    def interrupted(source: Path, target: Path) -> None:
+        if Path(target) == path:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    export()
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_export, "LARGEST_FILE", 1000)
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export()
+        assert [each.name for each in tmp_path.iterdir()] == ["model.onnx.data"]
+        patch.setattr(os, "replace", replace)
+        export()
+        assert {each.name for each in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}
+        OnnxEncoder(path)
+    export()
+    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+    OnnxEncoder(path)
 
 
 @pytest.mark.parametrize(

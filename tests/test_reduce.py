@@ -271,6 +271,19 @@ def test_the_kernel_of_a_larger_patch_is_no_cost_of_a_photo(dense: DenseTransfor
     assert macs(tower, 32) == macs(tower, 32) == macs(LargerPatch(dense, 3, 32), 32)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tower_of", ["dense", "siglip"])
+def test_every_method_compiles_whole(
+    method: str, tower_of: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = reduce(request.getfixturevalue(tower_of), method, 9)
+    pixels = photos(32 if tower_of == "dense" else SIDE)
+    torch._dynamo.reset()
+    compiled: Any = torch.compile(tower, backend="eager", fullgraph=True, dynamic=False)
+    for found, expected in zip(states_of(compiled, pixels), states_of(tower, pixels), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_merging_reaches_its_tokens_before_the_layer_that_is_read(dense: DenseTransformer) -> None:
     counts = {method: [len(state[0]) - 1 for state in states_of(reduce(dense, method, 10, -2))] for method in MERGING}
     assert counts == {

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sfvlm import roi
 
@@ -49,6 +50,22 @@ def test_the_official_layout_is_a_grid_of_half_size_boxes_and_whole_photos(count
     if side > 1:
         assert layout[: side * side].min() == 0
         assert layout[: side * side].max() == 1
+
+
+@pytest.mark.parametrize("count", [1, 5, 48, 49])
+def test_layouts_are_on_one_device_whatever_the_default_is(count: int) -> None:
+    with FakeTensorMode(), torch.device("cuda"):
+        assert roi.overlapping_layout(count).device.type == roi.tile_layout(7).device.type == "cpu"
+        assert roi.tile_layout(7, torch.device("cuda")).device.type == "cuda"
+        assert roi.cell_boxes(torch.zeros(2, 3, dtype=torch.long), 7).device.type == "cuda"
+
+
+def test_a_rectangle_without_area_is_refused_unless_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = torch.tensor([[0.5, 0.0, 0.5, 1.0]])
+    with pytest.raises(ValueError, match="has no area"):
+        roi.focus_frames(flat, 1, 4)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert roi.focus_frames(flat, 1, 4).inside == 4
 
 
 @pytest.mark.parametrize(("old", "new"), [(49, 196), (49, 16), (49, 100), (196, 49)])

@@ -1,10 +1,14 @@
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import randomize, tiny_config, tiny_model
-from transformers import AutoConfig, AutoModel
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModel, initialization
 
 import sfvlm
 from sfvlm import SparseFormerConfig, SparseFormerModel, preset, roi, sparseformer
@@ -55,10 +59,12 @@ def test_photos_of_a_batch_do_not_see_each_other(focusing: str) -> None:
 def test_saving_and_loading_gives_the_same_bits(focusing: str, tmp_path: Path) -> None:
     model = randomize(tiny_model(focusing))
     model.save_pretrained(tmp_path)
-    pixels = torch.randn(1, 3, 32, 32)
+    pixels, tensors = torch.randn(1, 3, 32, 32), model.state_dict()
     for loaded in (SparseFormerModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         assert type(loaded) is SparseFormerModel
-        assert torch.equal(loaded(pixels).pooler_output, model(pixels).pooler_output)
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in loaded.state_dict().items())
+        # Loaded weights are mapped from the file, and a product rounds by where its factors lie: a copy lies where others do.
+        assert torch.equal(copy.deepcopy(loaded)(pixels).pooler_output, model(pixels).pooler_output)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), SparseFormerConfig)
 
 
@@ -124,6 +130,38 @@ def test_the_compiled_model_has_no_graph_break_and_agrees(focusing: str) -> None
             atol=1e-5,
             rtol=1e-5,
         )
+
+
+class NotedOnCpu(TorchDispatchMode):
+    """Notes every operation that takes or gives a tensor on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, output)) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in tensors):
+            self.found.add(str(func))
+        return output
+
+
+@pytest.mark.parametrize("focusing", KINDS)
+def test_a_model_is_built_on_a_gpu_and_copies_nothing_to_it(focusing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch's own reads values, which tensors without memory do not have.
+    monkeypatch.setitem(initialization.TORCH_INIT_FUNCTIONS, "trunc_normal_", lambda tensor, **_: tensor)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # nor can they say whether a rectangle is one
+    with FakeTensorMode(), torch.device("cuda"):
+        model = tiny_model(focusing, context_share=0.5)
+        focus = torch.empty(2, 4)
+        for size in ((32, 32), (128, 96)):
+            for count, focused in ((4, {}), (7, {}), (7, {"focus": focus}), (7, {"focus": focus, "focus_share": 0.5})):
+                pixels = torch.empty(2, 3, *size)
+                with NotedOnCpu() as noted:
+                    output = model(pixels, num_tokens=count, **focused)
+                assert output.token_rois[-1].device.type == output.pooler_output.device.type == "cuda"
+                assert noted.found == set(), (size, count, focused)
 
 
 @pytest.mark.parametrize("focusing", KINDS)

@@ -5,6 +5,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,9 +171,44 @@ def test_photos_rotate_and_are_the_same_for_all() -> None:
 
 def test_a_round_has_the_first_and_a_few_others() -> None:
     a, b, c, d = (plain(name) for name in "abcd")
-    assert rounds_of([a, b, c, d], 2) == [[a, b, c], [a, d]]
-    assert rounds_of([a], 2) == [[a]]
-    assert rounds_of([a, b], 1) == [[a], [a, b]]
+    assert list(rounds_of([a, b, c, d], 3, 2)) == [(None, [a, b, c]), (a, [d])]
+    assert list(rounds_of([a], 3, 2)) == [(None, [a])]
+    assert list(rounds_of([a, b], 1, 1)) == [(None, [a]), (a, [b])]
+
+
+def test_an_encoder_is_compiled_once_and_a_suite_may_have_many(
+    encoders: Encoders, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    names = [*suite(str(clip_folder), (4, 9)), f"{clip_folder}/fresh@4"]
+    opened = encoders.open_all(names)
+    counts = []
+    for measured in measure_encoders(opened, 2, ceilings=CEILINGS, ways=["compile"], repeats=2):
+        assert measured.left_out == {}
+        assert [row["how"] for row in measured.rows] == [None, "compile"]
+        counts.append(len(graphs))
+    assert counts == list(range(1, len(names) + 1))
+
+
+def test_what_the_compiler_cannot_take_is_left_out_with_its_reason(
+    encoders: Encoders, student_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backend(graph: object, inputs: object) -> object:
+        raise RuntimeError("there is no compiler here")
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    encoder = encoders.open(str(student_folder))
+    (measured,) = measure_encoders([encoder], 1, ceilings=CEILINGS, ways=["compile"], repeats=1)
+    reason = "torch.compile cannot take the SparseFormerModel: there is no compiler here"
+    assert measured.left_out == {"sf4 +compile": reason} and len(measured.rows) == 1
 
 
 def test_a_floor_is_the_longer_of_products_and_reading() -> None:
@@ -460,6 +496,20 @@ def test_the_quality_plot_is_written_from_files(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "quality.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     printed = capsys.readouterr().out
     assert "Left out: sf49@16 (photos): no latency.\n" in printed and "Wrote" in printed
+
+
+def test_hosts_and_encoders_are_not_plotted_together(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    host = speed_row("sf49@36", 36, 0.5)
+    host["measures"]["first_token_seconds"] = host["measures"].pop("encode_seconds")
+    files = {"encoders": {"rows": SPEEDS[:2]}, "hosts": {"rows": [host]}, "zeroshot": {"results": RESULTS}}
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"Of hosts \(sf49@36\) .*, and of encoders \(clip-tiny, sf49\) .*: plot one kind"
+    ):
+        plot_quality([tmp_path / f"{name}.json" for name in files], tmp_path / "quality.png")
+    assert not (tmp_path / "quality.png").exists()
 
 
 def test_a_plot_needs_both_kinds_and_a_model_in_both(tmp_path: Path) -> None:
