@@ -2,7 +2,7 @@
 
     fresh       the paper's: a small transformer reads points in boxes, and moves the boxes, four times over
     inherited   ours: boxes that move, embedded as the teacher embeds its patches
-    chosen      ours, for hosts: the teacher's own patches, those that it would attend to
+    chosen      ours: the teacher's own patches, those that it would attend to
 
 Each takes (B, 3, H, W) and a budget N, and gives `Focused`. Shapes as in `sparseformer.py`.
 """

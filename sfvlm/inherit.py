@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .configuration import Focusing, SparseFormerConfig
+from .configuration import HOSTS_CHOICE, OWN_CHOICE, Focusing, SparseFormerConfig
 from .sparseformer import SparseFormerModel
 from .teachers import Teacher
 from .tensors import check_keys
@@ -103,9 +103,10 @@ class InheritanceReport:
 def student_config(
     teacher: SparseFormerConfig,
     *,
-    focusing: Focusing = "inherited",
+    focusing: Focusing = "chosen",
     num_tokens: int = 49,
     truncate: int | None = None,
+    for_host: bool = False,
     **overrides: Any,
 ) -> SparseFormerConfig:
     """The configuration of a student of this teacher.
@@ -113,9 +114,10 @@ def student_config(
     Args:
         teacher: The teacher's configuration.
         focusing: Which focusing stage.
-        num_tokens: The budget; a square number for inherited focusing.
+        num_tokens: The budget; a square number but for fresh focusing.
         truncate: Leading teacher blocks left out; by default a third for fresh focusing, which replaces them, and none for
-            inherited focusing, which starts from them.
+            the others, which start from them.
+        for_host: A LLaVA shall read the tokens, and not only the pooled vector matters: decides how patches are chosen.
         overrides: Other fields of the configuration.
 
     Raises:
@@ -143,7 +145,7 @@ def student_config(
         glimpse_size=teacher.teacher_patch_size,
     )
     if focusing == "chosen":
-        fields |= dict(context_share=0.5, context_blocks=round((depth - truncate) * 2 / 3))
+        fields |= dict(context_blocks=round((depth - truncate) * 2 / 3), **(HOSTS_CHOICE if for_host else OWN_CHOICE))
     if focusing == "fresh":
         fields |= dict(pre_norm=False)
     return SparseFormerConfig(**(fields | overrides))

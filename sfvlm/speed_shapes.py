@@ -170,7 +170,7 @@ def _tower_configs(shape: Shape) -> Sequence[PreTrainedConfig]:
     picked = ReducedTowerConfig(
         method="cls-attention", num_tokens=shape.picked_tokens, read_layer=READ_LAYER, dense_config=dense.to_dict()
     )
-    return student_config(dense, num_tokens=shape.sparse_tokens), picked
+    return student_config(dense, num_tokens=shape.sparse_tokens, for_host=True), picked
 
 
 def dense_config(vision: dict[str, Any]) -> SparseFormerConfig:

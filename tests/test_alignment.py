@@ -42,7 +42,7 @@ def test_matching_tokens_have_no_loss_whatever_the_boxes_do() -> None:
 @torch.no_grad()
 def test_token_targets_have_every_patch_of_a_larger_photo(clip_folder: Path) -> None:
     teacher = open_teacher(clip_folder)
-    config = student_config(teacher.config, num_tokens=36, image_size=48)
+    config = student_config(teacher.config, focusing="inherited", num_tokens=36, image_size=48)
     student, _ = inherit(teacher, config)
     objective, pixels = Objective(tokens=1.0), torch.randn(2, 3, 48, 48)
     target = TeacherTargets(teacher.model, config, objective, None)({}, pixels)  # type: ignore[typeddict-item]

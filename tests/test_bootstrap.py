@@ -37,7 +37,9 @@ def run(teacher: Path, photos: Path, out: Path, resume: bool = False, stop_after
     opened = open_teacher(teacher)
     of_student = {name: changes.pop(name) for name in ("focusing", "image_size", "num_tokens") if name in changes}
     tuned_blocks = changes.pop("tuned_blocks", 2)
-    student, report = inherit(opened, student_config(opened.config, **({"num_tokens": 4} | of_student)), tuned_blocks)
+    student, report = inherit(
+        opened, student_config(opened.config, **({"num_tokens": 4, "focusing": "inherited"} | of_student)), tuned_blocks
+    )
     options = BootstrapOptions(**(QUICK | changes))
     bootstrap(opened, student, report, open_photos(photos), out, options, resume=resume, stop_after=stop_after)
     return load_file(out / "model.safetensors") if (out / "model.safetensors").exists() else None
@@ -412,12 +414,12 @@ def test_an_earlier_student_can_be_told_to_choose_otherwise(clip_folder: Path, p
 
     first, second = tmp_path / "first", tmp_path / "second"
     bootstrap_command(command(first, context_blocks=1))
-    assert chosen_by(first) == (1.0, 0.5, 1)
-    bootstrap_command(command(second, start_from=first, even_share=0.5, context_share=1.0))
-    assert chosen_by(second) == (0.5, 1.0, 1)
+    assert chosen_by(first) == (0.2, 1.0, 1)
+    bootstrap_command(command(second, start_from=first, even_share=0.5, context_share=0.5))
+    assert chosen_by(second) == (0.5, 0.5, 1)
     with pytest.raises(ValueError, match=r"even_share is 1\.5"):
         bootstrap_command(command(tmp_path / "third", start_from=first, even_share=1.5))
-    with pytest.raises(ValueError, match=r"other settings \(context_share: 0.5 then, 0.25 now\)"):
+    with pytest.raises(ValueError, match=r"other settings \(context_share: 1.0 then, 0.25 now\)"):
         bootstrap_command(command(first, context_blocks=1, context_share=0.25, resume=True))
 
 

@@ -182,12 +182,15 @@ def test_a_folder_that_says_nothing_of_context_has_none(tmp_path: Path):
     torch.testing.assert_close(again(PIXELS).pooler_output, model(PIXELS).pooler_output)
 
 
-def test_a_student_has_context_for_two_thirds_of_its_blocks(clip_folder: Path):
-    config = student_config(open_teacher(clip_folder).config, focusing="chosen", num_tokens=4)
-    assert (config.even_share, config.context_share) == (1.0, 0.5)
-    assert config.context_blocks == round(config.num_hidden_layers * 2 / 3)
-    assert config.context_size(4) == 2 and config.context_size(16) == 0
-    assert student_config(open_teacher(clip_folder).config, num_tokens=4).context_size(4) == 0
+def test_a_student_has_context_for_two_thirds_of_its_blocks_and_for_a_host_less_of_it(clip_folder: Path):
+    teacher = open_teacher(clip_folder).config
+    own, hosts = student_config(teacher, num_tokens=4), student_config(teacher, num_tokens=4, for_host=True)
+    assert own.focusing == hosts.focusing == "chosen"
+    assert (own.even_share, own.context_share) == (0.2, 1.0)
+    assert (hosts.even_share, hosts.context_share) == (1.0, 0.5)
+    assert own.context_blocks == hosts.context_blocks == round(own.num_hidden_layers * 2 / 3)
+    assert (own.context_size(4), hosts.context_size(4), own.context_size(16)) == (4, 2, 0)
+    assert student_config(teacher, focusing="inherited", num_tokens=4).context_size(4) == 0
 
 
 def test_patches_cannot_be_chosen_without_a_first_look(clip_folder: Path):

@@ -192,7 +192,9 @@ def test_lower_resolution_is_the_teacher_on_resized_photos():
 def test_a_larger_patch_is_an_untrained_student_whose_boxes_tile_the_photo(image_size, patch, budget):
     dense, pixels = dense_teacher(image_size=image_size, patch=patch), photos(image_size)
     side = round(budget**0.5)
-    config = student_config(dense.config, num_tokens=budget, coarse_blocks=0, glimpse_size=image_size // side)
+    config = student_config(
+        dense.config, focusing="inherited", num_tokens=budget, coarse_blocks=0, glimpse_size=image_size // side
+    )
     student, _ = inherit(Teacher(dense, "a test", ""), config)
     with torch.no_grad():
         student.get_parameter("focusing.token_roi.weight").copy_(roi.tile_layout(side))
@@ -222,7 +224,7 @@ def test_macs_of_a_sparseformer_grow_with_its_budget():
     dense = dense_teacher()
     spent = []
     for budget in (4, 16):
-        config = student_config(dense.config, num_tokens=budget)
+        config = student_config(dense.config, focusing="inherited", num_tokens=budget)
         spent.append(cost(inherit(Teacher(dense, "a test", ""), config)[0].eval(), 32))
         assert spent[-1].tokens == spent[-1].mean_tokens == budget
     assert 0 < spent[0].macs < spent[1].macs
@@ -240,12 +242,12 @@ def test_context_counts_where_it_is_and_is_handed_to_nobody():
     assert alone.tokens == beside.tokens == alone.mean_tokens == 16
     assert beside.mean_tokens == 16 + 8 * 2 / depth
     assert beside.macs > alone.macs
-    config = student_config(teacher.config, num_tokens=16, focusing="chosen", context_blocks=2)
+    config = student_config(teacher.config, num_tokens=16, focusing="chosen", context_share=0.5, context_blocks=2)
     at_budget = cost(Student(inherit(teacher, config)[0].eval(), 4), 32)
     assert at_budget.tokens == 4 and at_budget.mean_tokens == 4 + 2 * 2 / depth
 
 
 def test_counting_macs_leaves_gradients_alone():
-    student = SparseFormerModel(student_config(dense_teacher().config, num_tokens=4))
+    student = SparseFormerModel(student_config(dense_teacher().config, focusing="inherited", num_tokens=4))
     macs(student, 32)
     assert all(parameter.grad is None for parameter in student.parameters())

@@ -221,7 +221,7 @@ def test_other_peoples_fields_of_these_names_are_no_prompts(field: str, value: A
 
 def run(host: Path, photos: Path, out: Path, **changes: Any) -> dict[str, float]:
     teacher = open_teacher(host)
-    student, report = inherit(teacher, student_config(teacher.config, num_tokens=4), 1)
+    student, report = inherit(teacher, student_config(teacher.config, focusing="inherited", num_tokens=4), 1)
     options = BootstrapOptions(**(QUICK | {"objective": for_host(Objective())} | changes))
     return bootstrap(teacher, student, report, open_photos(photos), out, options, host=open_host(host, device="cpu"))
 
@@ -268,7 +268,7 @@ def test_the_command_aligns_with_a_host_by_default_objectives(
 
 def test_what_needs_a_host_says_so(llava: Path, photo_folder: Path, tmp_path: Path) -> None:
     teacher = open_teacher(llava)
-    student, report = inherit(teacher, student_config(teacher.config, num_tokens=4), 1)
+    student, report = inherit(teacher, student_config(teacher.config, focusing="inherited", num_tokens=4), 1)
     options = BootstrapOptions(**(QUICK | {"objective": Objective(answers=1.0)}))
     with pytest.raises(ValueError, match="need a host: give --host"):
         bootstrap(teacher, student, report, open_photos(photo_folder), tmp_path / "out", options)

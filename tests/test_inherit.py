@@ -69,7 +69,9 @@ def test_a_student_goes_on_from_an_earlier_one_of_the_same_teacher_alone(teacher
 def test_what_an_earlier_run_left_alone_must_be_the_teachers_and_the_rest_counts_as_trained(
     teacher: Teacher, tmp_path: Path
 ) -> None:
-    earlier, before = inherit(teacher, student_config(teacher.config, num_tokens=4), tuned_blocks=2)
+    earlier, before = inherit(
+        teacher, student_config(teacher.config, focusing="inherited", num_tokens=4), tuned_blocks=2
+    )
     before.save(tmp_path)
     earlier.blocks[1].mlp.fc1.weight.mul_(1.5)
     student, report = inherit(teacher, earlier.config, tuned_blocks=1)
@@ -85,7 +87,7 @@ def test_what_an_earlier_run_left_alone_must_be_the_teachers_and_the_rest_counts
 def test_an_earlier_student_of_another_grid_is_refused_by_name(teacher: Teacher) -> None:
     other = {"num_tokens": 4, "teacher_grid": 7}
     with pytest.raises(ValueError, match=r"runs/sf49 and the teacher .* differ in teacher_grid: .*--teacher"):
-        check_descent(student_config(teacher.config, **other), teacher, "runs/sf49")
+        check_descent(student_config(teacher.config, focusing="inherited", **other), teacher, "runs/sf49")
     check_descent(student_config(teacher.config, focusing="fresh", **other), teacher, "runs/sf49")  # has none of it
 
 
@@ -102,7 +104,7 @@ def test_the_report_counts_every_parameter_once(teacher: Teacher, focusing: str)
 
 
 def test_the_report_is_saved_with_the_origin_of_every_tensor(teacher: Teacher, tmp_path: Path) -> None:
-    student, report = inherit(teacher, student_config(teacher.config, num_tokens=4))
+    student, report = inherit(teacher, student_config(teacher.config, focusing="inherited", num_tokens=4))
     report.save(tmp_path)
     rows = {row["student"]: row for row in json.loads((tmp_path / "inheritance.json").read_text())["rows"]}
     assert rows.keys() == student.state_dict().keys()
@@ -112,7 +114,7 @@ def test_the_report_is_saved_with_the_origin_of_every_tensor(teacher: Teacher, t
 
 
 def test_only_the_focusing_stage_class_token_and_leading_blocks_are_trained(teacher: Teacher) -> None:
-    student, _ = inherit(teacher, student_config(teacher.config, num_tokens=4), tuned_blocks=2)
+    student, _ = inherit(teacher, student_config(teacher.config, focusing="inherited", num_tokens=4), tuned_blocks=2)
     trained = {name.split(".")[0] for name, p in student.named_parameters() if p.requires_grad}
     assert trained == {"focusing", "cls_token", "pre_norm", "blocks"}
     assert all(not parameter.requires_grad for parameter in student.head.parameters())
@@ -133,19 +135,19 @@ def test_a_teacher_tensor_in_no_table_is_an_error(teacher: Teacher, monkeypatch:
     table = {key: value for key, value in TABLES["inherited"].items() if key != "patch.bias"}
     monkeypatch.setitem(TABLES, "inherited", table)
     with pytest.raises(ValueError, match=r"patch\.bias"):
-        inherit(teacher, student_config(teacher.config, num_tokens=4))
+        inherit(teacher, student_config(teacher.config, focusing="inherited", num_tokens=4))
 
 
 def test_a_student_tensor_that_nothing_fills_is_an_error(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FRESH_TENSORS, "inherited", ("focusing.token_roi.weight",))
     with pytest.raises(ValueError, match=r"missing: focusing\.memory"):
-        inherit(teacher, student_config(teacher.config, num_tokens=4))
+        inherit(teacher, student_config(teacher.config, focusing="inherited", num_tokens=4))
 
 
 def test_impossible_students_are_refused_with_the_numbers(teacher: Teacher) -> None:
     with pytest.raises(ValueError, match=r"num_tokens is 48.*try 36 or 49"):
-        student_config(teacher.config, num_tokens=48)
+        student_config(teacher.config, focusing="inherited", num_tokens=48)
     with pytest.raises(ValueError, match="4 of the teacher's 4 blocks"):
-        student_config(teacher.config, truncate=4)
+        student_config(teacher.config, focusing="inherited", truncate=4)
     with pytest.raises(ValueError, match="tuned_blocks is 9, but the student has 4"):
-        inherit(teacher, student_config(teacher.config, num_tokens=4), tuned_blocks=9)
+        inherit(teacher, student_config(teacher.config, focusing="inherited", num_tokens=4), tuned_blocks=9)

@@ -32,7 +32,9 @@ def test_an_untrained_tower_at_the_full_budget_gives_the_dense_hosts_logits(
     kind: str, hosts: dict[str, Path], tmp_path: Path
 ) -> None:
     teacher = open_teacher(hosts[kind])
-    config = student_config(teacher.config, num_tokens=teacher.config.num_tokens, coarse_blocks=0, box_zoom=1.0)
+    config = student_config(
+        teacher.config, focusing="inherited", num_tokens=teacher.config.num_tokens, coarse_blocks=0, box_zoom=1.0
+    )
     tower, _ = inherit(teacher, config)
     dense = logits(*opened(hosts[kind]), photos=(photo(0, (100, 40)),))
     model, processor = opened(hosts[kind])

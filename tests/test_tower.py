@@ -33,7 +33,10 @@ def student_of(clip: CLIP, num_tokens: int, **overrides: Any) -> SparseFormerMod
     config, tensors = open_clip_vision(clip.visual, "tiny")
     dense = DenseTransformer(config)
     dense.load_state_dict(tensors)
-    student, _ = inherit(Teacher(dense.eval(), "tiny", ""), student_config(config, num_tokens=num_tokens, **overrides))
+    student, _ = inherit(
+        Teacher(dense.eval(), "tiny", ""),
+        student_config(config, focusing="inherited", num_tokens=num_tokens, **overrides),
+    )
     return student.eval().requires_grad_(True)
 
 

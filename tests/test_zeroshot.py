@@ -109,7 +109,7 @@ def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_student(tmp_path_factory: pytest.TempPathFactory) -> Callable[[object, str], Path]:
     def make(source: object, name: str) -> Path:
         teacher = open_teacher(str(source))
-        student, _ = inherit(teacher, student_config(teacher.config, num_tokens=4))
+        student, _ = inherit(teacher, student_config(teacher.config, focusing="inherited", num_tokens=4))
         folder = tmp_path_factory.mktemp("students") / name
         student.save_pretrained(folder)
         (folder / "bootstrap.json").write_text(json.dumps({"teacher": str(source)}))

@@ -45,9 +45,9 @@ class BootstrapCommand:
     the flags for it even_share, context_share and context_blocks where they are given. Default: the teacher's own weights."""
     num_tokens: int = 49
     """Budget: tokens a photo becomes."""
-    focusing: Focusing = "inherited"
-    """inherited: glimpses through the teacher's own embeddings, in boxes that move. chosen: such of whole patches, those that
-    the teacher would attend to. fresh: the paper's focusing transformer."""
+    focusing: Focusing = "chosen"
+    """chosen: glimpses of whole patches through the teacher's own embeddings, of those that the teacher would attend to.
+    inherited: such glimpses in boxes that move. fresh: the paper's focusing transformer."""
     truncate: int | None = None
     """Leading teacher blocks left out; default a third for fresh focusing, none for inherited."""
     tuned_blocks: int | None = None
@@ -60,9 +60,10 @@ class BootstrapCommand:
     """Samples a side of a box, inherited focusing only; default the teacher's patch size."""
     even_share: float | None = None
     """Share of the tokens that go to the best patch of each region of an even grid, the others to the best of all; chosen
-    focusing only, default all of them."""
+    focusing only, default all of them for a host, and a fifth for the pooled vector alone."""
     context_share: float | None = None
-    """How many more patches are looked at as context of the tokens, as a share of them; chosen focusing only, default a half."""
+    """How many more patches are looked at as context of the tokens, as a share of them; chosen focusing only, default a half
+    for a host, and as many again for the pooled vector alone."""
     context_blocks: int | None = None
     """Leading blocks that this context stays for; default two thirds, or the earlier ones of START_FROM."""
     image_size: int | None = None
@@ -126,5 +127,6 @@ def _student_config(command: BootstrapCommand, teacher: Teacher) -> SparseFormer
         focusing=command.focusing,
         num_tokens=command.num_tokens,
         truncate=command.truncate,
+        for_host=command.host is not None,
         **{name: value for name, value in given.items() if value is not None},
     )
