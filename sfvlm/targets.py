@@ -40,17 +40,20 @@ class TeacherTargets:
     ) -> None:
         self.dense, self.objective, self.cache, self.host = dense, objective, cache, host
         self.class_tokens = int(config.has_cls_token)
-        self.chooses = bool(config.focusing == "chosen" and objective.saliency)
+        self.chooses = bool(saliency_size(config, objective))
+        self.pooled_size = config.embedding_size
 
     @torch.no_grad()
     def __call__(self, batch: ViewBatch, pixels: Tensor, conversations: Conversations | None = None) -> Target:
         cached = self.cache.get(batch["view"], batch["index"]) if self.cache else None
         if cached is not None:
-            return Target(cached.to(pixels.device))
-        output = self.dense(pixels)
+            pooled, saliency = cached.to(pixels.device).tensor_split([self.pooled_size], dim=1)
+            return Target(pooled, saliency=saliency if self.chooses else None)
+        target = self.of(self.dense(pixels), batch, conversations)
         if self.cache:
-            self.cache.put(batch["view"], batch["index"], output.pooled)
-        return self.of(output, batch, conversations)
+            kept = [target.pooled] if target.saliency is None else [target.pooled, target.saliency]
+            self.cache.put(batch["view"], batch["index"], torch.cat(kept, dim=1))
+        return target
 
     @torch.no_grad()
     def of(self, output: TeacherOutput, batch: ViewBatch, conversations: Conversations | None = None) -> Target:
@@ -96,10 +99,8 @@ def open_cache(
     """
     if not options.cached_views:
         return None
-    if options.objective.tokens or options.objective.needs_host or config.focusing == "chosen":
-        raise ValueError(
-            "cached_views keeps pooled outputs only; objectives of tokens and chosen focusing need cached_views 0."
-        )
+    if options.objective.tokens or options.objective.needs_host:
+        raise ValueError("cached_views keeps no tokens; objectives of tokens and of a host need cached_views 0.")
     key = {
         "teacher_sha256": teacher_sha256,
         "photos": len(photos),
@@ -109,4 +110,13 @@ def open_cache(
         "image_size": config.image_size,
         "precision": options.precision,
     }
-    return TeacherCache(options.teacher_cache or folder, key, options.cached_views, len(photos), config.embedding_size)
+    patches = saliency_size(config, options.objective)
+    if patches:
+        key["saliency"] = patches
+    width = config.embedding_size + patches
+    return TeacherCache(options.teacher_cache or folder, key, options.cached_views, len(photos), width)
+
+
+def saliency_size(config: SparseFormerConfig, objective: Objective) -> int:
+    """The number of patches whose attention a student is to guess; 0 where it guesses none."""
+    return config.teacher_grid**2 if config.focusing == "chosen" and objective.saliency else 0

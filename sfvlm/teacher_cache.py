@@ -1,6 +1,7 @@
-"""A teacher's pooled outputs on disk: training views repeat, so the teacher need not see them twice.
+"""What a teacher says of training views, on disk: views repeat, so the teacher need not see them twice.
 
-Only pooled vectors are kept (a thousand bytes a view); patch tokens would be a thousand times that.
+A vector a view is kept, the pooled one and, for students that choose patches, the attention these get (some thousand bytes);
+patch tokens would be a thousand times that.
 """
 
 import json
@@ -14,7 +15,7 @@ from .files import write_json
 
 
 class TeacherCache:
-    """Pooled vectors by (view, photo index), filled as training goes, shared by runs with the same key.
+    """Vectors by (view, photo index), filled as training goes, shared by runs with the same key.
 
     Args:
         folder: Where the cache lives; made if missing.
@@ -38,7 +39,7 @@ class TeacherCache:
                     "give another folder or remove it."
                 )
         shape = (num_views, num_photos, width)
-        self._vectors = self._open(folder / "pooled.npy", shape, np.float32)
+        self._vectors = self._open(folder / "vectors.npy", shape, np.float32)
         self._known = self._open(folder / "known.npy", shape[:2], np.bool_)
         write_json(described, key)
 
@@ -53,8 +54,8 @@ class TeacherCache:
         rows = view.numpy(), index.numpy()
         return torch.from_numpy(self._vectors[rows]) if self._known[rows].all() else None
 
-    def put(self, view: Tensor, index: Tensor, pooled: Tensor) -> None:
-        """Stores a batch."""
+    def put(self, view: Tensor, index: Tensor, vectors: Tensor) -> None:
+        """Stores a batch (B, width)."""
         rows = view.numpy(), index.numpy()
-        self._vectors[rows] = pooled.float().cpu().numpy()
+        self._vectors[rows] = vectors.float().cpu().numpy()
         self._known[rows] = True

@@ -25,6 +25,7 @@ from sfvlm.checkpoints import list_checkpoints, uninterrupted
 from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
 from sfvlm.images import open_photos
 from sfvlm.inherit import inherit, student_config
+from sfvlm.teacher_cache import TeacherCache
 from sfvlm.teachers import open_teacher
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bootstrap_clip.py"
@@ -97,7 +98,10 @@ def test_training_brings_the_student_nearer_and_touches_nothing_frozen(
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9}, {"tune": "lora"}, {"cached_views": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"ema_decay": 0.9}, {"tune": "lora"}, {"cached_views": 2}, {"cached_views": 2, "focusing": "chosen"}],
+)
 def test_a_resumed_run_ends_on_the_same_bits(
     changes: dict[str, object], clip_folder: Path, photo_folder: Path, tmp_path: Path
 ) -> None:
@@ -518,11 +522,16 @@ def test_ctrl_c_waits_for_the_end_of_what_belongs_together() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_teacher_cache_of_other_settings_is_refused(clip_folder: Path, photo_folder: Path, tmp_path: Path) -> None:
-    shared = dict(cached_views=2, teacher_cache=tmp_path / "cache")
-    run(clip_folder, photo_folder, tmp_path / "first", **shared)
-    run(clip_folder, photo_folder, tmp_path / "second", **shared)
-    assert same(*(load_file(tmp_path / name / "model.safetensors") for name in ("first", "second")))
+@pytest.mark.parametrize("focusing", ["inherited", "chosen"])
+def test_a_teacher_cache_serves_a_second_run_and_one_of_other_settings_is_refused(
+    focusing: str, clip_folder: Path, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = dict(cached_views=2, teacher_cache=tmp_path / "cache", focusing=focusing, eval_every=0)
+    first = run(clip_folder, photo_folder, tmp_path / "first", **shared)
+    asked = []
+    monkeypatch.setattr(TeacherCache, "put", lambda *batch: asked.append(batch))
+    second = run(clip_folder, photo_folder, tmp_path / "second", **shared)
+    assert first is not None and second is not None and same(first, second) and not asked
     with pytest.raises(ValueError, match=r"other settings \(photo_names, seed\)"):
         run(clip_folder, photo_folder, tmp_path / "third", seed=1, **shared)
 
