@@ -1,5 +1,6 @@
 """Names, folders and downloads of the zoo, with tiny models in the place of the shipped ones."""
 
+import copy
 import hashlib
 import json
 import shutil
@@ -361,7 +362,8 @@ def test_a_release_becomes_a_folder_that_computes_as_the_official_file(release: 
     folder = Path(resolve("sparseformer-clip-base"))
     pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     expected = load_official(release, "sparseformer-clip-base")(pixels).pooler_output
-    assert torch.equal(open_student(folder)(pixels).pooler_output, expected)
+    ours = copy.deepcopy(open_student(folder))  # away from the mapped file: a product rounds by where its factors lie
+    assert torch.equal(ours(pixels).pooler_output, expected)
     assert "official.pth" in (folder / "README.md").read_text()
     shutil.rmtree(tmp_path / "served")
     (tmp_path / "cache" / "official.pth").unlink()
