@@ -249,16 +249,16 @@ class InheritedFocusing(Glimpses):
 
 
 class ChosenFocusing(Glimpses):
-    """Ours, for hosts, whose projectors read real patches better than blurred ones: the closer look goes to whole patches.
+    """Ours: the closer look goes to whole patches, which a host's projector reads better than blurred ones.
 
         tiles --> look --> the first blocks --+--> where to look --> the best patches --> look --(+)--> cortex: tokens, context
         (whole photo)                         +------------------------- remember ----------------^
 
-    The first look guesses what the teacher will attend to (`saliency`), for it learns just that. The best patch of each region
-    of an even grid becomes a token, in the order of the photo, so that nothing is left out altogether; a budget that is no
-    square, or an `even_share` below 1, is filled up with the best of the rest. The best that are left then are looked at too, as
-    context: tokens attend to them in the leading blocks, and nobody is handed them. So a host gets tokens from everywhere,
-    and they have seen most where there is most to see. Choosing has no gradient: it cannot collapse.
+    The first look guesses what the teacher will attend to (`saliency`), for it learns just that. Of so many tokens as
+    `even_share` says, each is the best patch of a region of an even grid; the others are the best of the rest. A host wants
+    tokens from everywhere, the pooled vector most from where there is most to see. The best that are left then are looked at
+    too, as context: tokens attend to them in the leading blocks, and nobody is handed them. Choosing has no gradient: it
+    cannot collapse.
     (B, 3, H, W) -> tokens (B, N, D), context (B, M, D), boxes (B, N, 4) of each look, points (B, N, P, 2) for showing.
 
     With one token a teacher patch, an untrained stage gives the teacher's own patch tokens.

@@ -1,9 +1,9 @@
 """SparseFormer, whole and in data-flow order: a photo becomes a few dozen tokens that chose where to look.
 
-    pixels -> focusing (look, move the boxes, look again) -> cortex (the teacher's blocks) -> pooled vector, tokens
+    pixels -> focusing (look, decide where to look closer, look again) -> cortex (the teacher's blocks) -> pooled vector, tokens
 
 Shapes: B batch, N tokens (49), P sampling points, C early-conv width, F focusing width, D cortex width, H x W photo.
-Chosen focusing, which has the shapes of inherited, lets more patches (N / 2) go through the leading blocks beside the tokens.
+Chosen focusing has the shapes of inherited; as many more patches (for a host half as many) go through leading blocks beside the tokens.
 
 | stage | inherited, CLIP ViT-L/14 at 336 px | fresh, preset sparseformer-clip-base |
 |---|---|---|
