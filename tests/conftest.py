@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,20 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(24):
         render_scene(0, index, 48).image.save(folder / f"{index:03d}.png")
     return folder
+
+
+@pytest.fixture
+def compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The graphs that torch.compile has made so far; they run as they are, without a compiler for this machine."""
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    return graphs
 
 
 @pytest.fixture(scope="module")

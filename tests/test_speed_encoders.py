@@ -177,23 +177,15 @@ def test_a_round_has_the_first_and_a_few_others() -> None:
 
 
 def test_an_encoder_is_compiled_once_and_a_suite_may_have_many(
-    encoders: Encoders, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+    encoders: Encoders, clip_folder: Path, compiled_graphs: list[object]
 ) -> None:
-    graphs: list[object] = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     names = [*suite(str(clip_folder), (4, 9)), f"{clip_folder}/fresh@4"]
     opened = encoders.open_all(names)
     counts = []
     for measured in measure_encoders(opened, 2, ceilings=CEILINGS, ways=["compile"], repeats=2):
         assert measured.left_out == {}
         assert [row["how"] for row in measured.rows] == [None, "compile"]
-        counts.append(len(graphs))
+        counts.append(len(compiled_graphs))
     assert counts == list(range(1, len(names) + 1))
 
 
