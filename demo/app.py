@@ -1,7 +1,7 @@
 """Opens the demo in a browser: talk to one LLaVA with its dense tower and with a sparse one, and see where the tokens looked.
 
-With the shipped models, offline, on a CPU (46 seconds until the page was there on two cores that were busy with other work;
-the first word of an answer then came within a second):
+With the shipped models, offline, on a CPU (nine seconds until the page was there on two free cores, three quarters of a minute on
+busy ones; the first word of an answer then came within a second):
 
     python demo/app.py
 
