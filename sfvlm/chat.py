@@ -28,7 +28,7 @@ from transformers import (
 from .chat_reply import Clock, Reply, Turns
 from .devices import usable_device
 from .swap_plan import HOSTS
-from .swap_quantized import check_census, quantization
+from .swap_quantized import check_census, check_products, quantization
 from .tensors import check_loaded
 from .zoo import resolve
 
@@ -281,7 +281,7 @@ def open_host(
         bits: Quantises the LLM by bitsandbytes; tower, projector and output layer stay whole.
 
     Raises:
-        ValueError: It is no host, it is damaged, or bitsandbytes is not installed.
+        ValueError: It is no host, it is damaged, or bitsandbytes is not installed or cannot do it here.
     """
     name, source = str(source), check_host(source)
     device = str(usable_device(device))
@@ -301,6 +301,7 @@ def open_host(
     check_loaded(info, f"of the host {name}", COMPUTED)
     if bits is not None:
         check_census(model)
+        check_products(model)
     elif device_map is None:
         model.to(device)
     return Host(model, processor, name)

@@ -66,3 +66,25 @@ def check_census(model: nn.Module) -> dict[str, Counter[str]]:
     if not any(found["model.language_model"][name] for name in QUANTIZED):
         raise ValueError("bitsandbytes quantised no layer of the language model.")
     return found
+
+
+@torch.no_grad()
+def check_products(model: nn.Module) -> None:
+    """Multiplies once by a quantised layer of each shape: bitsandbytes has kernels that are not made for all of them.
+
+    Raises:
+        ValueError: One of them cannot be multiplied by on its device.
+    """
+    shapes: dict[tuple[int, int], str] = {}
+    for name, module in model.named_modules():
+        if type(module).__name__ in QUANTIZED and isinstance(module, nn.Linear):
+            shapes.setdefault((module.out_features, module.in_features), name)
+    for (outputs, inputs), name in shapes.items():
+        layer = model.get_submodule(name)
+        weight: Any = layer.weight
+        try:
+            layer(torch.zeros(1, inputs, device=weight.device, dtype=torch.bfloat16))
+        except Exception as error:  # assertions too
+            raise ValueError(
+                f"bitsandbytes cannot multiply by {name}, {outputs} x {inputs}, on {weight.device} ({error}): give other bits, or none."
+            ) from error

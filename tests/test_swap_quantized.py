@@ -10,7 +10,7 @@ from tiny_hosts import PROMPT, logits, opened, photo, tiny_tower
 from tiny_llava import tiny_llava
 
 from sfvlm.swap import swap, swap_folder
-from sfvlm.swap_quantized import KEPT_WHOLE, check_census, quantization
+from sfvlm.swap_quantized import KEPT_WHOLE, check_census, check_products, quantization
 
 
 def test_a_tower_in_a_spread_host_goes_where_the_dense_one_was(hosts: dict[str, Path], tmp_path: Path) -> None:
@@ -116,3 +116,14 @@ def test_the_census_finds_a_skip_list_that_matched_nothing(swapped_folder: Path)
         ValueError, match=r"layers of model.vision_tower, 2 layers of model.multi_modal_projector, 1 layers of lm_head"
     ):
         check_census(model)
+
+
+def test_layers_that_cannot_be_multiplied_by_are_named() -> None:
+    class Linear4bit(torch.nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            assert self.out_features % 32 == 0, "N must be divisible by block_n"
+            return super().forward(input.float())
+
+    check_products(torch.nn.Sequential(Linear4bit(8, 64), Linear4bit(64, 32)))
+    with pytest.raises(ValueError, match=r"cannot multiply by 1, 40 x 64, on cpu \(N must be divisible"):
+        check_products(torch.nn.Sequential(Linear4bit(8, 64), Linear4bit(64, 40)))
