@@ -44,6 +44,11 @@ def _few_threads() -> None:
         torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def clip_model() -> CLIPModel:
     torch.manual_seed(0)
