@@ -13,9 +13,6 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 CHOICE = ("even_share", "context_share", "context_blocks")  # how patches are chosen: no weight has a size of these
-# What measurement prefers (RESULTS.md): a host wants tokens from everywhere, one vector for the photo the best of all, and more
-# context for them.
-HOSTS_CHOICE, OWN_CHOICE = dict(even_share=1.0, context_share=0.5), dict(even_share=0.2, context_share=1.0)
 Focusing = Literal["inherited", "chosen", "fresh"]
 Pooling = Literal["cls", "attention", "mean"]
 

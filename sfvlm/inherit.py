@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .configuration import HOSTS_CHOICE, OWN_CHOICE, Focusing, SparseFormerConfig
+from .configuration import Focusing, SparseFormerConfig
 from .sparseformer import SparseFormerModel
 from .teachers import Teacher
 from .tensors import check_keys
@@ -46,6 +46,10 @@ FRESH: Table = {
 }
 
 TABLES: dict[str, Table] = {"inherited": INHERITED, "chosen": INHERITED, "fresh": FRESH}
+
+# What measurement prefers (RESULTS.md): a host wants tokens from everywhere, one vector for the photo the best of all, and more
+# context for them.
+HOSTS_CHOICE, OWN_CHOICE = dict(even_share=1.0, context_share=0.5), dict(even_share=0.2, context_share=1.0)
 
 # Student tensors that have no counterpart in a teacher.
 FRESH_TENSORS: dict[str, tuple[str, ...]] = {

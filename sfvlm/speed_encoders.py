@@ -5,7 +5,7 @@
 | `clip-b16`, `clip-l14-336` | transformers' CLIP of that published size, random weights, fused attention |
 | `sparseformer-clip-large`, ... | a preset, random weights; behind `@` another budget |
 | FOLDER, or a name of the zoo | a SparseFormer, behind `@` another budget; or a dense model, as `open_teacher` takes it |
-| `D@49`, `D/chosen@49`, `D/fresh@49` | a student of the dense model D, with inherited or another focusing, untrained |
+| `D@49`, `D/chosen@49`, `D/fresh@49` | a student of the dense model D for a host, with inherited or another focusing, untrained |
 | `D/reduce:average@49`, ... | a cheap alternative on it, one of `sfvlm.reduce_methods` |
 | FILE.onnx | what `sfvlm.onnx_export` wrote, on the CPU |
 
@@ -249,7 +249,7 @@ class Encoders:
 
     def _student(self, dense: DenseTransformer, focusing: Any, tokens: int) -> SparseFormerModel:
         """An untrained student whose blocks and head are the dense model's."""
-        config = student_config(dense.config, focusing=focusing, num_tokens=tokens)
+        config = student_config(dense.config, focusing=focusing, num_tokens=tokens, for_host=True)
         config.check_budget(tokens)
         depth, config.num_hidden_layers = config.num_hidden_layers, 0
         with _random(self.device):

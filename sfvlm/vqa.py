@@ -195,13 +195,8 @@ def ask(
     Raises:
         ValueError: The answer file is damaged, or belongs to another run or to other photos.
     """
-    kept = path is not None
-    run = Run(
-        model_id or host.source,
-        host.fingerprint if kept else "",
-        max_new_tokens,
-        host.settings_fingerprint if kept else "",
-    )
+    model_id = model_id or host.source
+    run = Run(model_id, "", max_new_tokens) if path is None else run_by(host, model_id, max_new_tokens)
     file = AnswerFile(path, run, questions) if path is not None else None
     if file is not None:
         _check_same_photos(file, questions, photos)
@@ -223,6 +218,11 @@ def ask(
             answers.update({item.key: text for item, text in zip(batch, texts, strict=True)})
             bar.update(len(batch))
     return [answers[item.key] for item in questions]
+
+
+def run_by(host: Host, model_id: str, max_new_tokens: int) -> Run:
+    """What answers of this host belong to."""
+    return Run(model_id, host.fingerprint, max_new_tokens, host.settings_fingerprint)
 
 
 def _check_same_photos(file: AnswerFile, questions: Sequence[Question], photos: NamedPhotos) -> None:

@@ -49,7 +49,7 @@ class BootstrapCommand:
     """chosen: glimpses of whole patches through the teacher's own embeddings, of those that the teacher would attend to.
     inherited: such glimpses in boxes that move. fresh: the paper's focusing transformer."""
     truncate: int | None = None
-    """Leading teacher blocks left out; default a third for fresh focusing, none for inherited."""
+    """Leading teacher blocks left out; default a third for fresh focusing, none for the others."""
     tuned_blocks: int | None = None
     """Leading student blocks that are trained; default two thirds."""
     coarse_blocks: int | None = None

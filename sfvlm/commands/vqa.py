@@ -29,6 +29,7 @@ from ..vqa import (
     questions_of,
     result_row,
     rule_of,
+    run_by,
 )
 from ..vqa_answers import Run, Shard, answer_names, merge_shards, read_answers, run_of
 from ..vqa_metrics import Score
@@ -197,17 +198,18 @@ def _answered(
         if tower is not None:
             put_tower(host, tower)
         path = _answer_path(command, name, questions, shard)
+        longest = command.max_new_tokens or BENCHMARKS[command.benchmark].max_new_tokens
         texts = ask(
             host,
             questions,
             photos,
-            max_new_tokens=command.max_new_tokens or BENCHMARKS[command.benchmark].max_new_tokens,
+            max_new_tokens=longest,
             batch_size=command.batch_size,
             path=path,
             model_id=name,
         )
         pretrained = source if tower is None else f"{source} with {tower}"
-        run = None if path is None else run_of(path)
+        run = None if path is None else run_by(host, name, longest)
         yield Answered(name, pretrained, texts, run, _facts(host, questions, photos))
         del host
         torch.cuda.empty_cache()
