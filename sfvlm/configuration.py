@@ -41,8 +41,9 @@ class SparseFormerConfig(PreTrainedConfig):
         box_zoom: Share of the photo's side that the boxes of the closer look tile before any training.
         even_share: Share of the tokens that go to the best patch of each region of an even grid, where patches are chosen; the
             others go to the best of the rest.
-        context_share: How many more patches are looked at, as a share of the tokens: the best of the rest, where patches are
-            chosen. They go through the leading blocks beside the tokens, as their context, and are not handed over.
+        context_share: How many more patches are looked at, as a share of `num_tokens`, whatever the budget: the best of the
+            rest, where patches are chosen. They go through the leading blocks beside the tokens, as their context, and are
+            not handed over.
         context_blocks: How many blocks that is.
         box_shift, box_log_scale: Bounds of one refinement: in box sizes, and in log size. None: unbounded, as published.
         hidden_size ... layer_norm_eps: The cortex: width D, blocks, heads, MLP width, activation, norm epsilon.
@@ -129,7 +130,7 @@ class SparseFormerConfig(PreTrainedConfig):
         if not 0 <= self.even_share <= 1:
             raise ValueError(f"even_share is {self.even_share}; it is a share of the tokens, from 0 to 1.")
         if self.context_share < 0:
-            raise ValueError(f"context_share is {self.context_share}; it is a share of the tokens, 0 for no context.")
+            raise ValueError(f"context_share is {self.context_share}; it is a share of num_tokens, 0 for no context.")
         if not 0 <= self.context_blocks <= self.num_hidden_layers and self.focusing == "chosen":
             raise ValueError(
                 f"context_blocks is {self.context_blocks}, and the cortex has {self.num_hidden_layers}: from 0 to so many."
@@ -163,10 +164,10 @@ class SparseFormerConfig(PreTrainedConfig):
             )
 
     def context_size(self, num_tokens: int) -> int:
-        """How many more patches are looked at beside so many tokens."""
+        """How many more patches are looked at beside so many tokens: as many at any budget, while there are any left."""
         if self.focusing != "chosen" or not self.context_blocks:
             return 0
-        return min(round(num_tokens * self.context_share), self.teacher_grid**2 - num_tokens)
+        return min(round(self.num_tokens * self.context_share), self.teacher_grid**2 - num_tokens)
 
     @property
     def has_cls_token(self) -> bool:

@@ -7,12 +7,14 @@ Dense and sparse tokens go the same way, so that what the host says of one can b
 Shapes: B photos, N image tokens, D width of the tower, W width of the language model, M predicted tokens, V vocabulary.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from .swap_plan import read_host
 
@@ -107,7 +109,8 @@ class HostReader:
         )  # (R, S) padded on the left
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in rows], device=device)
         prefix = torch.cat([embed(before).expand(len(seen), -1, -1), seen.to(embed.weight.dtype)], dim=1)
-        cache = language_model(inputs_embeds=prefix, use_cache=True).past_key_values
+        cache = new_cache(self.model)
+        language_model(inputs_embeds=prefix, **remembering(language_model, cache))
         cache.batch_select_indices(photo)
         mask = torch.cat([mask.new_ones(len(rows), prefix.shape[1]), mask], dim=1)
         ends = self._ends(device)
@@ -140,8 +143,20 @@ def next_word(model: Any, embedded: Tensor, cache: Any, mask: Tensor | None) -> 
         mask: (B, all so far), 0 where padded; None without padding.
     """
     places = None if mask is None else (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -embedded.shape[1] :]
-    output = model.model.language_model(
-        inputs_embeds=embedded, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
+    language_model, cache = model.model.language_model, new_cache(model) if cache is None else cache
+    output = language_model(
+        inputs_embeds=embedded, attention_mask=mask, position_ids=places, **remembering(language_model, cache)
     )
     logits = model.get_output_embeddings()(output.last_hidden_state[:, -1:])  # (B, 1, vocabulary)
-    return logits.argmax(dim=-1), output.past_key_values
+    return logits.argmax(dim=-1), cache
+
+
+def new_cache(model: Any) -> DynamicCache:
+    """For the keys and values of a host's words; there are none yet."""
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def remembering(model: Any, cache: DynamicCache) -> dict[str, Any]:
+    """The arguments by which a model reads a cache and adds to it; transformers renamed one in 5.24."""
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return {name: cache, "use_cache": True}

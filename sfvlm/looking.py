@@ -17,6 +17,7 @@ from torch import Tensor
 from . import roi
 from .chat import Host, user_message
 from .chat_reply import Reply, Timings
+from .host_reader import new_cache, remembering
 from .sparseformer import SparseFormerModel
 
 VIEW_SIDE = 672  # pixels of the pictures that are shown
@@ -240,9 +241,10 @@ def answer_attention(host: Host, inputs: dict[str, Tensor], answer: list[int], n
         found.append(output[1][0][..., places.to(output[1].device)].float().mean(0).cpu())  # (A, all of the photo)
 
     with host.turns:
-        cache = host.model(**before, use_cache=True, logits_to_keep=1).past_key_values
+        remembered = remembering(host.model, new_cache(host.model))
+        host.model(**before, **remembered, logits_to_keep=1)
         with _plain_attention(host.model.model.language_model, keep):
-            host.model(input_ids=asked, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            host.model(input_ids=asked, attention_mask=mask, **remembered, logits_to_keep=1)
     shares = torch.stack(found).mean(0)
     return Attention(shares[:, first], shares.sum(-1))
 

@@ -33,7 +33,7 @@ from zoo.clip import THINGS, ClipOptions, build_clip, patch_labels  # noqa: E402
 from zoo.clip_model import CONSTANT, new_clip  # noqa: E402
 from zoo.clip_model import train_tokenizer as train_clip_tokenizer  # noqa: E402
 from zoo.held_out import HeldOutOptions, write_held_out  # noqa: E402
-from zoo.llava import Conversations, Lesson, LlavaLearner, LlavaOptions, _collate, build_llava  # noqa: E402
+from zoo.llava import LAID_OUT, Conversations, Lesson, LlavaLearner, LlavaOptions, _collate, build_llava  # noqa: E402
 from zoo.llava_model import new_llava, new_processor, train_tokenizer  # noqa: E402
 from zoo.loop import Stage, train  # noqa: E402
 from zoo.patch_words import NO_WORD, object_words, photo_word_loss, word_loss  # noqa: E402
@@ -265,11 +265,10 @@ def test_turns_that_share_a_photo_are_learned_as_if_each_stood_alone(untrained):
     examples = Conversations(np.zeros((1, 16, 32), np.float16), [], LESSON, tokenizer, 0)
     seen = {"tokens": torch.randn(16, 32), "words": torch.full((16, 6), NO_WORD)}
     seen |= {"said": torch.zeros(0, dtype=torch.long), "shares": torch.zeros(0)}
-    names = ("ids", "labels", "turn", "positions", "weights")
 
     def item(turns: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
         laid = examples._lay_out(turns, together=False)
-        return {name: torch.tensor(values) for name, values in zip(names, laid, strict=True)} | seen
+        return {name: torch.tensor(values) for name, values in zip(LAID_OUT, laid, strict=True)} | seen
 
     turns = [("What color is it?", "red"), ("And the size?", "small one"), ("Dogs?", "two dogs run")]
     packed = learner.loss(_collate([item(turns)], tokenizer.pad_token_id))["answers"]
@@ -277,6 +276,28 @@ def test_turns_that_share_a_photo_are_learned_as_if_each_stood_alone(untrained):
     torch.testing.assert_close(packed, alone)
     other = learner.loss(_collate([item([("What color is it?", "blue"), *turns[1:]])], tokenizer.pad_token_id))
     assert not torch.allclose(other["answers"], alone)
+
+
+def test_in_bfloat16_the_language_model_multiplies_and_the_loss_does_not(untrained, tmp_path):
+    llava, tokenizer = untrained
+    examples = Conversations(np.zeros((1, 16, 32), np.float16), [], LESSON, tokenizer, 0)
+    laid = examples._lay_out([("What color is it?", "red"), ("Dogs?", "two dogs run")], together=False)
+    item = {name: torch.tensor(values) for name, values in zip(LAID_OUT, laid, strict=True)}
+    item |= {"tokens": torch.randn(16, 32), "words": torch.full((16, 6), NO_WORD)}
+    item |= {"said": torch.zeros(0, dtype=torch.long), "shares": torch.zeros(0)}
+    batch = _collate([item], tokenizer.pad_token_id)
+    layer = llava.model.language_model.layers[0].mlp.up_proj
+    kinds = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
+    whole, mixed = (
+        LlavaLearner(llava, tokenizer, LlavaOptions(tmp_path, precision=precision, device="cpu").autocast).loss(batch)
+        for precision in ("no", "bf16")
+    )
+    handle.remove()
+    assert kinds == [torch.float32, torch.bfloat16]
+    assert mixed["answers"].dtype == torch.float32
+    torch.testing.assert_close(mixed["answers"], whole["answers"], rtol=0.02, atol=0)
+    assert not torch.equal(mixed["answers"], whole["answers"])
 
 
 def test_a_stage_goes_on_from_a_checkpoint_of_its_own_settings_alone(tmp_path):

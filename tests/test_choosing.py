@@ -45,12 +45,14 @@ def test_a_share_of_the_tokens_goes_to_the_best_of_each_region():
 
 
 def test_the_best_of_the_rest_are_context():
-    focusing = stage(teacher_grid=4, even_share=1.0, context_share=0.5)
+    focusing = stage(num_tokens=4, teacher_grid=4, even_share=1.0, context_share=0.5)
     saliency = torch.arange(16.0)[None]
     cells = focusing.choose(saliency, 4)
     assert cells.tolist() == [[5, 7, 13, 15]]  # the best of each quarter
     assert focusing.choose_context(saliency, cells).tolist() == [[12, 14]]
-    most = focusing.choose(saliency, 12)
+    few = focusing.choose(saliency, 1)
+    assert focusing.choose_context(saliency, few).tolist() == [[13, 14]]  # as many for one token as for four
+    most = focusing.choose(saliency, 14)
     assert sorted(torch.cat([most, focusing.choose_context(saliency, most)], dim=1)[0].tolist()) == list(range(16))
     assert stage(teacher_grid=4, context_share=0.0).choose_context(saliency, cells).shape == (1, 0)
 
@@ -59,7 +61,7 @@ def test_the_best_of_the_rest_are_context():
 def test_context_is_read_by_the_leading_blocks_and_handed_to_nobody():
     model = tiny_model("chosen", teacher_grid=4, num_tokens=4, context_share=0.5, context_blocks=1)
     output = model(PIXELS, num_tokens=6, output_hidden_states=True)
-    assert output.context_rois.shape == (2, 3, 4)
+    assert output.context_rois.shape == (2, 2, 4)
     assert {tuple(state.shape[:2]) for state in output.hidden_states} == {(2, 7)}
     # By hand: the context beside the tokens in the first block, and then no more.
     focused = model.focusing(PIXELS, 6, model._first_blocks)
@@ -163,7 +165,7 @@ def test_context_is_never_more_than_there_is(count: int):
     model = tiny_model("chosen", teacher_grid=4, num_tokens=4, context_share=0.5).half()
     output = model(PIXELS.half(), num_tokens=count)
     assert output.last_hidden_state.shape[1] == 1 + count and output.last_hidden_state.dtype == torch.float16
-    left = min(round(count / 2), 16 - count)
+    left = min(2, 16 - count)
     assert (0 if output.context_rois is None else output.context_rois.shape[1]) == left
     if left:
         assert output.context_rois.dtype == torch.float32
@@ -189,7 +191,7 @@ def test_a_student_has_context_for_two_thirds_of_its_blocks_and_for_a_host_less_
     assert (own.even_share, own.context_share) == (0.2, 1.0)
     assert (hosts.even_share, hosts.context_share) == (1.0, 0.5)
     assert own.context_blocks == hosts.context_blocks == round(own.num_hidden_layers * 2 / 3)
-    assert (own.context_size(4), hosts.context_size(4), own.context_size(16)) == (4, 2, 0)
+    assert (own.context_size(4), hosts.context_size(2), own.context_size(16)) == (4, 2, 0)
     assert student_config(teacher, focusing="inherited", num_tokens=4).context_size(4) == 0
 
 

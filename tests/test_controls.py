@@ -244,7 +244,7 @@ def test_context_counts_where_it_is_and_is_handed_to_nobody():
     assert beside.macs > alone.macs
     config = student_config(teacher.config, num_tokens=16, focusing="chosen", context_share=0.5, context_blocks=2)
     at_budget = cost(Student(inherit(teacher, config)[0].eval(), 4), 32)
-    assert at_budget.tokens == 4 and at_budget.mean_tokens == 4 + 2 * 2 / depth
+    assert at_budget.tokens == 4 and at_budget.mean_tokens == 4 + 8 * 2 / depth
 
 
 def test_counting_macs_leaves_gradients_alone():

@@ -79,7 +79,7 @@ def test_at_the_full_grid_an_untrained_student_is_told_nothing_new(
 ) -> None:
     model, processor = opened(llava)
     reader, teacher = HostReader(model, processor), open_teacher(llava)
-    config = student_config(teacher.config, num_tokens=16, focusing=focusing)
+    config = student_config(teacher.config, num_tokens=16, focusing=focusing, for_host=True)
     student, _ = inherit(teacher, config)
     objective = for_host(Objective(anchor=anchor))
     targets = TeacherTargets(teacher.model, config, objective, None, reader)

@@ -11,7 +11,8 @@ their 100 class names; and, on scenes, which thing covers a patch, read from the
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,7 +73,7 @@ def build_clip(options: ClipOptions) -> Path:
     tokenizer = train_tokenizer([*data.captions(), *_prompts()], options.vocabulary)
     some = torch.stack([_center(photos, index) for index in range(0, len(photos), max(1, len(photos) // 64))])
     clip: Any = new_clip(teacher.model, tokenizer, features.pooled.mean(0), normalize(some, HALF, HALF))
-    learner = ClipLearner(clip, tokenizer, teacher, features).to(device)
+    learner = ClipLearner(clip, tokenizer, teacher, features, options.autocast).to(device)
     text = Stage("text", options.text_steps, {"clip.text": 1e-3, "clip.logit_scale": 1e-3, "clip.visual": 1e-4})
     texts = partial(text_batches, photos, options)
     train(text, learner, texts, learner.text_loss, options.out, device)
@@ -190,9 +191,16 @@ class ClipLearner(nn.Module):
     noise: Tensor
     class_features: Tensor
 
-    def __init__(self, clip: Any, tokenizer: CLIPTokenizer, teacher: Teacher, features: Features) -> None:
+    def __init__(
+        self,
+        clip: Any,
+        tokenizer: CLIPTokenizer,
+        teacher: Teacher,
+        features: Features,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         super().__init__()
-        self.clip, self.tokenizer, self.features = clip, tokenizer, features
+        self.clip, self.tokenizer, self.features, self.precision = clip, tokenizer, features, precision
         width = clip.config.vision_config.hidden_size
         self.local = nn.Linear(width, len(THINGS) + len(COLORS) + 2)  # thrown away after training
         self.names, self.templates = imagenet_names(), imagenet_templates()
@@ -215,12 +223,13 @@ class ClipLearner(nn.Module):
     def both_loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         known = batch["index"] >= 0
         index = batch["index"][known].cpu()
-        said = self.clip.vision_model(normalize(batch["pixels"][known], HALF, HALF), output_hidden_states=True)
-        parts = self._objectives(self._project(said.pooler_output), index, self._generator(batch))
+        with self.precision():
+            said = self.clip.vision_model(normalize(batch["pixels"][known], HALF, HALF), output_hidden_states=True)
+        parts = self._objectives(self._project(said.pooler_output.float()), index, self._generator(batch))
         patches = batch["patches"][known].transpose(1, 2)  # (B, patches, 2)
         scene = patches[:, 0, 0] >= 0
         if scene.any():
-            tokens = said.hidden_states[LAYER][scene][:, 1:]
+            tokens = said.hidden_states[LAYER][scene][:, 1:].float()
             things, colors = self.local(tokens).split([len(THINGS) + 1, len(COLORS) + 1], dim=-1)
             thing, color = patches[scene].unbind(-1)
             parts["things"] = 0.5 * _balanced(things, thing)
@@ -267,8 +276,9 @@ class ClipLearner(nn.Module):
     def _encode(self, texts: list[str]) -> Tensor:
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=48, return_tensors="pt")
         device = self.mean.device
-        said = self.clip.text_model(tokens["input_ids"].to(device), tokens["attention_mask"].to(device))
-        return F.normalize(self.clip.text_projection(said.pooler_output), dim=-1)
+        with self.precision():
+            said = self.clip.text_model(tokens["input_ids"].to(device), tokens["attention_mask"].to(device))
+        return F.normalize(self.clip.text_projection(said.pooler_output.float()), dim=-1)
 
     def _generator(self, batch: dict[str, Tensor]) -> torch.Generator:
         return torch.Generator().manual_seed(int(batch["step"]))

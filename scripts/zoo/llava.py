@@ -18,6 +18,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,7 +107,7 @@ def build_llava(options: LlavaOptions) -> Path:
     tokenizer = _tokenizer(said, whole, options)
     some = torch.from_numpy(tokens[:: max(1, len(tokens) // 256)].astype(np.float32)).flatten(0, 1)
     llava = new_llava(clip, tokenizer, some.mean(0), some.std(0))
-    learner = LlavaLearner(llava, tokenizer).to(device)
+    learner = LlavaLearner(llava, tokenizer, options.autocast).to(device)
     language, projector = "llava.model.language_model", "llava.model.multi_modal_projector"
     everything = [index for index, photo in enumerate(said) for _ in range(_repeats(photo))]
     scenes = [index for index, photo in enumerate(said) if "objects" in photo.meta]
@@ -265,11 +266,22 @@ def _collate(items: list[dict[str, Tensor]], pad: int) -> dict[str, Tensor]:
 
 
 class LlavaLearner(nn.Module):
-    """The LLaVA with its losses: the words of the patches and of the photos, and the answers' next tokens."""
+    """The LLaVA with its losses: the words of the patches and of the photos, and the answers' next tokens.
 
-    def __init__(self, llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+    Args:
+        llava: Trained in place.
+        tokenizer: Its own.
+        precision: Makes the context that the language model runs in.
+    """
+
+    def __init__(
+        self,
+        llava: LlavaForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerFast,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         super().__init__()
-        self.llava = llava
+        self.llava, self.precision = llava, precision
         self.image: Any = tokenizer.convert_tokens_to_ids(IMAGE)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -291,9 +303,11 @@ class LlavaLearner(nn.Module):
         before = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
         shared = (turn == 0)[:, None, :] | (turn[:, None, :] == turn[:, :, None])
         mask = (before & shared)[:, None]  # (B, 1, T, T); padding sees padding alone, so no row is empty
-        hidden = model.language_model(
-            inputs_embeds=embedded, attention_mask=mask, position_ids=batch["positions"], use_cache=False
-        ).last_hidden_state
+        with self.precision():
+            said = model.language_model(
+                inputs_embeds=embedded, attention_mask=mask, position_ids=batch["positions"], use_cache=False
+            )
+        hidden = said.last_hidden_state.float()
         # The prediction of position t stands at t - 1. A turn's first label follows its own question, so no turn is crossed.
         target = batch["labels"][:, 1:]
         asked = target != NO_LABEL

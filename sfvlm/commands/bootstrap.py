@@ -62,7 +62,7 @@ class BootstrapCommand:
     """Share of the tokens that go to the best patch of each region of an even grid, the others to the best of all; chosen
     focusing only, default all of them for a host, and a fifth for the pooled vector alone."""
     context_share: float | None = None
-    """How many more patches are looked at as context of the tokens, as a share of them; chosen focusing only, default a half
+    """How many more patches are looked at as context of the tokens, as a share of NUM_TOKENS; chosen focusing only, default a half
     for a host, and as many again for the pooled vector alone."""
     context_blocks: int | None = None
     """Leading blocks that this context stays for; default two thirds, or the earlier ones of START_FROM."""
