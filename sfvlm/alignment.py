@@ -38,7 +38,7 @@ class Objective:
     """Weights of the parts of the loss.
 
     Attributes:
-        pooled: Weight of `pooled_cosine`.
+        pooled: Weight of `pooled_cosine`. With a host, and neither `projected` nor `answers` given, 1 counts as not asked for.
         tokens: Weight of `anchored_tokens`, for hosts that read tokens; 0 leaves them free.
         layer: The teacher's layer whose tokens are matched, as LLaVA counts (-2: the last block but one; 0 and more: from the
             front).

@@ -6,9 +6,11 @@ was not. On a GPU gradients of sampling and resizing are added in any order, and
 """
 
 import json
+import math
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -27,27 +29,35 @@ from .accelerate import compile_forms
 from .alignment import Target, align, selected
 from .bootstrap_options import BootstrapOptions
 from .chat import Host
-from .checkpoints import differences, list_checkpoints, load_checkpoint, save_checkpoint, uninterrupted
+from .checkpoints import (
+    differences,
+    list_checkpoints,
+    load_checkpoint,
+    make_folder,
+    save_checkpoint,
+    uninterrupted,
+)
 from .configuration import CHOICE
 from .export import export_student
 from .host_reader import HostReader
 from .host_texts import Conversations, Interview, read_prompts
-from .images import Photos, named, names_hash
+from .images import Photos, named, names_hash, readable
 from .inherit import InheritanceReport
 from .metrics_log import MetricsLog, Rate, rounded
 from .optimization import freeze_unread, parameter_groups, rate_at, running_average, with_lora, without_lora
 from .sparseformer import SparseFormerModel, SparseFormerOutput
 from .swap_plan import read_host
-from .targets import TeacherTargets, open_cache
+from .targets import TeacherTargets, open_cache, photo_samples
 from .teachers import Teacher
 from .views import EpochSampler, Selection, SkipLog, ViewBatch, ViewDataset, collate_views, normalize, shard_indices
 
+METRICS = "metrics.jsonl"
 # What a resumed run must have been begun with, of the student's configuration.
 ARCHITECTURE = ("image_size", "num_hidden_layers", "coarse_blocks", "glimpse_size", "box_zoom")
 
 
 class NonFiniteLoss(ValueError):
-    """The loss was not a number: the run stopped before the step that would have spoilt the weights."""
+    """The loss or its gradient was not a number: the run stopped before the step that would have spoilt the weights."""
 
 
 def bootstrap(
@@ -79,14 +89,18 @@ def bootstrap(
 
     Raises:
         NonFiniteLoss: With the step and the photos of the batch; the last good checkpoint stays.
-        ValueError: Options and checkpoint disagree, or nothing can be read.
+        ValueError: Options and checkpoint disagree, `out` holds a run that is not to be resumed or another model, or nothing can
+            be read.
         KeyboardInterrupt: After a checkpoint was saved.
     """
+    begun = (out / METRICS).exists() or bool(list_checkpoints(out / "checkpoints"))
+    if begun and not resume:
+        raise ValueError(f"{out} holds a run already; continue it with --resume, or give another folder.")
+    if not begun and (out / "config.json").exists():
+        raise ValueError(f"{out} holds a model, and no run that made it: give another folder.")
     run = _Run(teacher, student, report, photos, out, options, host)
     if resume:
         run.resume()
-    elif run.metrics.path.exists() and run.is_main:
-        raise ValueError(f"{out} holds a run already; continue it with --resume, or give another folder.")
     run.accelerator.wait_for_everyone()
     return run.train(min(options.steps, stop_after or options.steps))
 
@@ -110,8 +124,8 @@ class _Run:
         self.objective = options.objective.from_end(teacher.config.num_hidden_layers, self.config.num_hidden_layers)
         self._freeze_unread(student, host)
         self.trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
-        out.mkdir(parents=True, exist_ok=True)
-        self.metrics = MetricsLog(out / "metrics.jsonl")
+        make_folder(out)
+        self.metrics = MetricsLog(out / METRICS)
         self.accelerator = Accelerator(
             mixed_precision=options.precision,
             cpu=options.cpu,
@@ -130,7 +144,10 @@ class _Run:
             raise ValueError(f"batch_size {options.batch_size} is not a multiple of the {world} processes.")
         self.left_out = named(photos, options.leave_out) if options.leave_out else set()
         self.training_photos, self.held_back = _split(photos, options, self.left_out)
+        _check_readable(self.training_photos, "to train on")
+        _check_readable(self.held_back, "to evaluate on")
         self.photo_names, self.held_back_names = names_hash(self.training_photos), names_hash(self.held_back)
+        self.photo_samples = photo_samples(self.training_photos)
         self.skips = SkipLog(out / "skipped.jsonl") if self.is_main else None
         self.untold: list[Mapping[str, str]] = []  # photos passed over here, which the first process does not know yet
 
@@ -149,6 +166,7 @@ class _Run:
         self.host, self.asked = self._open_host(host)
         self.targets = TeacherTargets(self.dense, self.config, self.objective, cache, self.host)
         self.step = 0
+        self.interrupts: list[int] = []  # of this process, where several have to stop at the same step
 
     def _freeze_unread(self, student: SparseFormerModel, host: Host | None) -> None:
         """Freezes what the objective does not reach; the report says so, unless an earlier run has trained it."""
@@ -193,20 +211,22 @@ class _Run:
         started, rate = time.perf_counter(), Rate(options.batch_size, self.step)
         result: dict[str, float] = {}
         try:
-            for batch in self._batches():
-                if self.step >= until:
-                    break
-                parts, output = self._train_step(batch)
-                if self.step % options.log_every == 0 or self.step == options.steps:
-                    self._log(parts, output, rate.at(self.step), bar)
-                bar.update()
-                if options.eval_every and self.step % options.eval_every == 0 and self.step < options.steps:
-                    result = self._evaluate()
-                    rate.restart(self.step)
-                if self.step % options.save_every == 0 or self.step == until:
-                    self._save()
+            with self._awaiting_interrupts() as self.interrupts:
+                for batch in self._batches():
+                    if self.step >= until:
+                        break
+                    parts, output = self._train_step(batch)
+                    if self.step % options.log_every == 0 or self.step == options.steps:
+                        self._log(parts, output, rate.at(self.step), bar)
+                    bar.update()
+                    if options.eval_every and self.step % options.eval_every == 0 and self.step < options.steps:
+                        result = self._evaluate()
+                        rate.restart(self.step)
+                    if self.step % options.save_every == 0 or self.step == until:
+                        self._save()
         except KeyboardInterrupt:
-            self._save()
+            with uninterrupted():  # a second one would lose what the first one saves
+                self._save()
             raise
         finally:
             bar.close()
@@ -218,6 +238,10 @@ class _Run:
         if options.report_to != "none":
             self.accelerator.end_training()
         return result
+
+    def _awaiting_interrupts(self) -> AbstractContextManager[list[int]]:
+        """One process stops at once; several agree on a step first, as each waits for the others inside of one."""
+        return uninterrupted() if self.accelerator.num_processes > 1 else nullcontext([])
 
     def _train_step(self, batch: ViewBatch) -> tuple[dict[str, Tensor], SparseFormerOutput]:
         options = self.options
@@ -231,16 +255,15 @@ class _Run:
             wants_tokens = bool(self.objective.tokens or self.host)
             output = self.model(pixels, self._budget(), output_hidden_states=wants_tokens)
             loss, parts = align(output, target, self.objective, self.host)
-        broken: Any = self.accelerator.reduce((~torch.isfinite(loss.detach())).float(), "sum")  # it knows no minimum
+        broken, interrupted = self._anywhere(not torch.isfinite(loss.detach()), bool(self.interrupts))
         if broken:
-            keys = ", ".join(self.training_photos.key(int(index)) for index in batch["index"][:4])
-            raise NonFiniteLoss(
-                f"The loss is {loss.item()} at step {self.step + 1} (photos {keys}, ...). "
-                f"The last good checkpoint is in {self.out / 'checkpoints'}; lower the rates and resume."
-            )
+            raise self._no_number("loss", loss, batch)
+        if interrupted:
+            raise KeyboardInterrupt
         self.accelerator.backward(loss)
-        if options.clip_grad_norm:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), options.clip_grad_norm)
+        norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), options.clip_grad_norm or math.inf)
+        if self.accelerator.scaler is None and not torch.isfinite(norm):  # a scaler leaves such steps out
+            raise self._no_number("gradient's norm", norm, batch)
         with uninterrupted():  # weights, their average and the step's number change together
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -248,6 +271,19 @@ class _Run:
             if self.ema is not None:
                 self.ema.update(self.plain, self.step)
         return parts | {"loss": loss.detach()}, output
+
+    def _anywhere(self, *said: bool) -> list[bool]:
+        """Whether any process says so, of several things."""
+        flags = torch.tensor(said, device=self.device).float()
+        counts: Any = self.accelerator.reduce(flags, "sum")  # it knows no maximum
+        return [count > 0 for count in counts.tolist()]
+
+    def _no_number(self, what: str, value: Tensor, batch: ViewBatch) -> NonFiniteLoss:
+        keys = ", ".join(self.training_photos.key(int(index)) for index in batch["index"][:4])
+        return NonFiniteLoss(
+            f"The {what} is {value.item()} at step {self.step + 1} (photos {keys}, ...). The last good checkpoint stays in "
+            f"{self.out / 'checkpoints'}; begin again with lower rates, in another folder."
+        )
 
     def _budget(self) -> int | None:
         """This step's budget, the same on all ranks; None for the student's own."""
@@ -418,6 +454,7 @@ class _Run:
             "processes": self.accelerator.num_processes,
             "photo_names": self.photo_names,
             "held_back_names": self.held_back_names,
+            "photo_samples": self.photo_samples,
             **{name: getattr(self.config, name) for name in ARCHITECTURE},
             **{name: getattr(self.config, name) for name in CHOICE if self.config.focusing == "chosen"},
         }
@@ -428,14 +465,15 @@ class _Run:
             model = without_lora(model)
         assert isinstance(model, SparseFormerModel)
         model.config.aligned_layers = self.config.aligned_layers  # the average was copied before the host was opened
+        training, held_back = {*self.training_photos.indices.tolist()}, {*self.held_back.indices.tolist()}
         facts = {
             "teacher": self.teacher.source,
             "teacher_sha256": self.teacher.sha256,
             "started_from": self.report.earlier,
             "photos": list(self.photos.origins),
-            "photos_read": len({*self.training_photos.indices.tolist(), *self.held_back.indices.tolist()}),
+            "photos_read": len(training | held_back),
             "photos_left_out": len(self.left_out),
-            "photos_held_back": len(self.held_back),
+            "photos_held_back": len(held_back - training),
             "photos_skipped": self.skips.count if self.skips else 0,
             "photos_seen": self.step * self.options.batch_size,
             "seconds_of_last_run": round(seconds, 1),
@@ -446,6 +484,18 @@ class _Run:
             "held_back_evaluation": rounded(result),
         }
         export_student(model, self.out, self.report, facts)
+
+
+def _check_readable(photos: Selection, purpose: str) -> None:
+    """Reads photos until one can be read.
+
+    Raises:
+        ValueError: None can.
+    """
+    if next(readable(photos), None) is None:
+        raise ValueError(
+            f"Of the {len(photos)} photos {purpose} none can be read, {photos.key(0)} among them: repair or remove them."
+        )
 
 
 def _split(photos: Photos, options: BootstrapOptions, left_out: set[int]) -> tuple[Selection, Selection]:

@@ -100,12 +100,17 @@ class BootstrapOptions:
         """Whether a student of this configuration can be trained so.
 
         Raises:
-            ValueError: A number is too small, a budget is none that the photo or the objective allows, or patches are chosen
+            ValueError: A number is out of its range, a budget is none that the photo or the objective allows, or patches are chosen
                 at another size than the teacher's.
         """
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; it is from 0, for no average, to less than 1.")
+        least, most = self.crop_scale
+        if not 0 < least <= most <= 1:
+            raise ValueError(f"crop_scale is {least} to {most}; shares of a photo rise, from more than 0 to at most 1.")
         if config.focusing == "chosen" and config.image_size // config.teacher_patch_size != config.teacher_grid:
             own = config.teacher_grid * config.teacher_patch_size
             raise ValueError(

@@ -27,6 +27,7 @@ from transformers import (
 
 from .chat_reply import Clock, Reply, Turns
 from .devices import usable_device
+from .errors import reason
 from .swap_plan import HOSTS
 from .swap_quantized import check_census, check_products, quantization
 from .tensors import check_loaded
@@ -296,7 +297,7 @@ def open_host(
         opened: Any = AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True, **options)
         processor = AutoProcessor.from_pretrained(source)
     except Exception as error:  # readers of damaged files raise their own kinds
-        raise ValueError(f"The host {name} cannot be opened: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"The host {name} cannot be opened: {reason(error)}") from error
     model, info = opened
     check_loaded(info, f"of the host {name}", COMPUTED)
     if bits is not None:
@@ -327,8 +328,7 @@ def check_host(source: str | Path) -> Path | str:
     try:
         config, _ = PreTrainedConfig.get_config_dict(source)
     except Exception as error:  # no such folder, no such hub id, no network, no JSON
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"No host can be opened from {source}: {reason}") from error
+        raise ValueError(f"No host can be opened from {source}: {reason(error)}") from error
     if "mm_vision_tower" in config:
         raise ValueError(
             f"{source} has the original llava package's layout: convert it first (sfvlm convert --checkpoint {source} --out DIR)."

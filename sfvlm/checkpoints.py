@@ -22,6 +22,18 @@ from .files import replacing
 PREFIX = "step-"
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a run's folder where it is missing.
+
+    Raises:
+        ValueError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"The folder {folder} cannot be made: {error.strerror}.") from error
+
+
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Which settings of `now` a resumed work was begun with otherwise, with both values; empty where there are none."""
     return ", ".join(f"{name}: {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name])
@@ -69,15 +81,15 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Inside, Ctrl-C waits for the end: what belongs together is then saved together."""
-    if threading.current_thread() is not threading.main_thread():  # signals reach that one alone
-        yield
-        return
+def uninterrupted() -> Iterator[list[int]]:
+    """Inside, Ctrl-C waits for the end: what belongs together is then saved together. Gives a list that holds what waits."""
     asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # signals reach that one alone
+        yield asked
+        return
     before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
     try:
-        yield
+        yield asked
     finally:
         signal.signal(signal.SIGINT, before)
     if asked:

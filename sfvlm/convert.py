@@ -50,7 +50,7 @@ from .convert_weights import (
     rename_tower,
     stream,
 )
-from .files import appearing, check_absent
+from .files import appearing, check_absent, read_json
 from .results import provenance
 from .swap_weights import WeightFiles
 from .zoo import hub_folder, resolve
@@ -157,12 +157,15 @@ def _check_no_delta(folder: Path, weights: WeightFiles) -> None:
 
 
 def _tower_folder(original: Original, given: str | Path | None) -> Path:
-    source = resolve(original.tower if given is None else given)
+    hint = " that config.json names" if given is None else ""
+    try:
+        source = resolve(original.tower if given is None else given)
+    except ValueError as error:
+        raise ValueError(f"There is no vision tower{hint}: {error} Another: --vision-tower.") from error
     if str(source).startswith("sfvlm:"):
         raise ValueError(
             f"config.json names the sparse tower {source}: give the dense one by --vision-tower, and swap after converting."
         )
-    hint = " that config.json names" if given is None else ""
     return _folder(source, f"The vision tower {source}{hint} (another: --vision-tower)")
 
 
@@ -171,7 +174,7 @@ def _open_tower(folder: Path) -> tuple[CLIPVisionConfig, CLIPImageProcessor]:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"The vision tower {folder} holds no config.json, so that it is no transformers model.")
-    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields = read_json(path)
     if fields.get("model_type") == "clip":
         fields = fields.get("vision_config", {})
     elif fields.get("model_type") != "clip_vision_model":
@@ -263,10 +266,10 @@ def _save_processor(processor: Any, stored: Any, prompt: Prompt, out: Path) -> b
 def _generation(folder: Path, original: Original, tokenizer: Any) -> tuple[GenerationConfig, list[str]]:
     """Token ids, and sampling where it is switched on; and the names of the other fields that were set."""
     path = folder / "generation_config.json"
-    given: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    given = read_json(path) if path.is_file() else {}
     fields = {name: given.get(name, getattr(original.text, name, None)) for name in _TOKENS}
     fields["eos_token_id"] = fields["eos_token_id"] if fields["eos_token_id"] is not None else tokenizer.eos_token_id
-    if fields["pad_token_id"] is None:
+    if fields["pad_token_id"] is None or fields["pad_token_id"] < 0:  # old LLaMA files say -1
         fields["pad_token_id"] = tokenizer.pad_token_id
     if given.get("do_sample"):
         fields |= {name: given[name] for name in _SAMPLING if name in given}

@@ -7,7 +7,6 @@ Source: haotian-liu/LLaVA, `llava/model/llava_arch.py`, `llava/mm_utils.py`; tra
 """
 
 import ast
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,9 @@ from transformers import (
     PreTrainedConfig,
     Qwen2Config,
 )
+
+from .errors import reason
+from .files import read_json
 
 LANGUAGE_MODELS: dict[str, type[PreTrainedConfig]] = {
     "llava_llama": LlamaConfig,
@@ -93,6 +95,11 @@ def read_original(folder: Path) -> Original:
     select = fields.get("mm_vision_select_feature", "patch")
     if select not in ("patch", "cls_patch"):
         raise ValueError(f"{folder} selects {select!r} of its tower's tokens; 'patch' and 'cls_patch' are known.")
+    layer = fields.get("mm_vision_select_layer", -2)
+    if not isinstance(layer, int):
+        raise ValueError(
+            f"{folder} reads its tower at mm_vision_select_layer {layer!r}; one layer, such as -2, is known."
+        )
     kind, pinpoints = _tiles(folder, fields)
     if kind == "llava_next" and select == "cls_patch":
         raise ValueError(f"{folder} reads class tokens of tiles (cls_patch), which cannot be put together as a grid.")
@@ -105,7 +112,7 @@ def read_original(folder: Path) -> Original:
         left_out=tuple(sorted(name for name in fields.keys() - text_fields if not _described_elsewhere(name))),
         projector=projector,
         tower=str(fields["mm_vision_tower"]),
-        layer=int(fields.get("mm_vision_select_layer", -2)),
+        layer=layer,
         strategy="default" if select == "patch" else "full",
         pads=fields.get("image_aspect_ratio") == "pad",
         pinpoints=pinpoints,
@@ -175,12 +182,7 @@ def _fields(folder: Path) -> dict[str, Any]:
         )
     if not path.is_file():
         raise ValueError(f"{folder} is no folder with a config.json, so that it is no checkpoint.")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds no JSON object.")
+    fields = read_json(path)
     if "mm_vision_tower" not in fields:
         if "vision_config" in fields:
             raise ValueError(f"{folder} is in transformers' layout already: there is nothing to convert.")
@@ -217,9 +219,7 @@ def _text_config(folder: Path, kind: type[PreTrainedConfig], fields: dict[str, A
     try:
         return kind(**fields)
     except Exception as error:  # transformers' checks of fields raise several kinds
-        raise ValueError(
-            f"{folder / 'config.json'} describes no {kind.__name__}: {str(error).splitlines()[0]}"
-        ) from error
+        raise ValueError(f"{folder / 'config.json'} describes no {kind.__name__}: {reason(error)}") from error
 
 
 def _described_elsewhere(name: str) -> bool:

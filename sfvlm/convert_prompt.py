@@ -16,6 +16,8 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedConfig
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
 from .convert_config import Original
+from .errors import reason
+from .files import read_json
 
 IMAGE, IMAGE_START, IMAGE_END = "<image>", "<im_start>", "<im_end>"
 SYSTEM = (
@@ -78,12 +80,11 @@ def open_tokenizer(folder: Path, original: Original) -> Any:
         raise ValueError(f"The tokenizer in {folder} is a tokenizer.model: pip install 'sfvlm[convert]'.")
     path = folder / "tokenizer_config.json"
     # The class is what the checkpoint says; of transformers' choice by model type, some models' vocabularies would grow.
-    named = path.is_file() and "tokenizer_class" in json.loads(path.read_text(encoding="utf-8"))
+    named = path.is_file() and "tokenizer_class" in read_json(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig() if named else original.text)
     except Exception as error:  # missing files and packages, damaged files: many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"The tokenizer in {folder} cannot be opened: {reason}") from error
+        raise ValueError(f"The tokenizer in {folder} cannot be opened: {reason(error)}") from error
     if not len(tokenizer) or tokenizer.eos_token is None:
         raise ValueError(f"{folder} holds no tokenizer, or one without an end token.")
     if original.marks_photos and (lost := {IMAGE_START, IMAGE_END} - tokenizer.get_vocab().keys()):

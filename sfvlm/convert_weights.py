@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, PreTrainedConfig
 
-from .swap_weights import INDEX, WeightFiles, open_weights, read_tensors
+from .swap_weights import INDEX, WeightFiles, open_weights, read_index, read_tensors
 
 Shapes = dict[str, tuple[int, ...]]  # of every tensor of transformers' model, by its name as written
 SHARD_BYTES = 5_000_000_000
@@ -76,8 +76,7 @@ def open_checkpoint(folder: Path) -> WeightFiles:
     if (folder / PICKLE).is_file():
         files = [folder / PICKLE]
     elif (folder / PICKLE_INDEX).is_file():
-        listed = json.loads((folder / PICKLE_INDEX).read_text())["weight_map"].values()
-        files = [folder / name for name in sorted(set(listed))]
+        files = [folder / name for name in sorted(set(read_index(folder / PICKLE_INDEX).values()))]
     elif (folder / "mm_projector.bin").is_file():
         raise ValueError(
             f"{folder} holds a projector alone (mm_projector.bin): open it with its language model in the llava package "

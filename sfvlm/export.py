@@ -10,7 +10,8 @@ from typing import Any
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
 from .configuration import SparseFormerConfig
-from .files import replacing_inside
+from .errors import reason
+from .files import read_json, replacing_inside
 from .inherit import InheritanceReport
 from .sparseformer import SparseFormerModel
 from .tensors import check_loaded, tensor_hash
@@ -47,6 +48,9 @@ def model_card(config: SparseFormerConfig, report: InheritanceReport, facts: dic
     """A model card: what the model was made from, and how well it does, in numbers measured at the end of the run."""
     evaluation = "\n".join(f"| {name} | {value} |" for name, value in facts["held_back_evaluation"].items())
     photos = "\n".join(f"- {source}" for source in facts["photos"])
+    measured = f"{facts['photos_held_back']} photos held back from training"
+    if not facts["photos_held_back"]:
+        measured = "a photo it was trained on, for none was held back"
     earlier = f", going on from `{report.earlier}`" if report.earlier else ""
     return f"""---
 library_name: sfvlm
@@ -68,8 +72,8 @@ model = AutoModel.from_pretrained("path/of/this/folder").eval()
 
 ## What it kept of the teacher
 
-On {facts["photos_held_back"]} photos held back from training (cosine of the pooled vectors; share of equal first choices of
-the teacher's classifier, where it has one; box statistics in fractions of the photo):
+On {measured} (cosine of the pooled vectors; share of equal first choices of the
+teacher's classifier, where it has one; box statistics in fractions of the photo):
 
 | measure | value |
 |---|---|
@@ -104,21 +108,27 @@ def _version(package: str) -> str | None:
         return None
 
 
+def open_config(folder: str | Path) -> SparseFormerConfig:
+    """The configuration in a SparseFormer folder; ValueError if it is none."""
+    path = Path(folder) / "config.json"
+    kind = read_json(path).get("model_type") if path.is_file() else None
+    if kind != SparseFormerConfig.model_type:
+        found = f"its config.json says {kind!r}" if path.is_file() else "it holds no config.json"
+        raise ValueError(f"{folder} is no SparseFormer folder: {found}.")
+    return SparseFormerConfig.from_pretrained(folder)
+
+
 def open_student(folder: str | Path) -> SparseFormerModel:
     """Opens a SparseFormer folder, strictly.
 
     Raises:
         ValueError: It is no such folder, or its tensors are not those of its configuration.
     """
-    config = Path(folder) / "config.json"
-    kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
-    if kind != "sparseformer":
-        found = f"its config.json says {kind!r}" if config.is_file() else "it holds no config.json"
-        raise ValueError(f"{folder} is no SparseFormer folder: {found}.")
+    open_config(folder)
     try:
         opened: Any = SparseFormerModel.from_pretrained(folder, output_loading_info=True)
     except Exception as error:  # readers of damaged files raise their own kinds
-        raise ValueError(f"The SparseFormer in {folder} cannot be opened: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"The SparseFormer in {folder} cannot be opened: {reason(error)}") from error
     model, info = opened
     check_loaded(info, f"in {folder}")
     return model.eval()

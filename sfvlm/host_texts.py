@@ -66,7 +66,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     """
     if not path.is_file():
         raise ValueError(f"There is no file of prompts {path}.")
-    prompts = tuple(filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())))
+    prompts = tuple(filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())))
     if not prompts:
         raise ValueError(f"{path} holds no prompt: it needs one a line.")
     return prompts
@@ -236,7 +236,7 @@ def _read(path: Path, head: dict[str, Any]) -> dict[str, Said]:
     """Answers by photo; a last line that was cut short is cut off the file."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(head) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(head) + "\n")
         return {}
     text = path.read_text(encoding="utf-8")
     lines = text.split("\n")[:-1]

@@ -328,9 +328,14 @@ def _image_names(root: Path) -> list[str]:
     """Paths of the image files below `root`, relative to it and sorted."""
     names: list[str] = []
     for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        below = Path(folder).relative_to(root).as_posix()
-        prefix = "" if below == "." else f"{below}/"
+        below = Path(folder).relative_to(root)
+        above = {os.path.realpath(root / each) for each in (below, *below.parents)}  # links may lead back to these
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in above
+        ]
+        prefix = "" if below == Path() else f"{below.as_posix()}/"
         names += [prefix + name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
     return sorted(names)
 

@@ -17,8 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .errors import reason
+from .export import open_config
 from .llava_contract import VisionTower, pinpoints
-from .llava_tower import PREFIX, LlavaTower, open_config
+from .llava_tower import PREFIX, LlavaTower
 from .zoo import resolve
 
 BUILDER = "llava.model.multimodal_encoder.builder"
@@ -65,7 +67,7 @@ class _Builder:
         except Exception as error:  # no network, no such folder, or a name that only a fork of the package knows
             raise ValueError(
                 f"The size of the host's tiles is that of its tower {dense}, whose configuration cannot be read "
-                f"({str(error).strip().splitlines()[0]}): write mm_vision_tower and image_grid_pinpoints into its config.json."
+                f"({reason(error)}): write mm_vision_tower and image_grid_pinpoints into its config.json."
             ) from error
 
 
@@ -112,25 +114,35 @@ def _import_builder() -> types.ModuleType:
                 "The package llava is not installed: get github.com/haotian-liu/LLaVA and `pip install --no-deps -e` it, "
                 "or put its folder on PYTHONPATH."
             ) from error
-        raise ValueError(f"The package llava cannot be imported: {_reason(error)}") from error
+        raise ValueError(f"The package llava cannot be imported: {reason(_hidden(error))}") from error
 
 
-def _reason(error: Exception) -> str:
+def _hidden(error: Exception) -> Exception:
     """Why the package cannot be imported: its own __init__ swallows the reason, so its model is imported without that."""
     spec = importlib.util.find_spec("llava")
-    before = dict(sys.modules)
     stub = types.ModuleType("llava")
     stub.__path__ = list(spec.submodule_search_locations or ()) if spec else []
     sys.modules["llava"] = stub
     try:
         importlib.import_module("llava.model.language_model.llava_llama")
     except Exception as hidden:
-        return str(hidden)
-    finally:
+        return hidden
+    finally:  # half imported, they would let the next try succeed
         for name in [name for name in sys.modules if name == "llava" or name.startswith("llava.")]:
             del sys.modules[name]
-        sys.modules.update({name: module for name, module in before.items() if name.startswith("llava.")})
-    return str(error)
+    return error
+
+
+def _check_module(name: str) -> None:
+    """Raises ValueError if there is no module of that name."""
+    try:
+        found = importlib.util.find_spec(name)
+    except ModuleNotFoundError as error:
+        if not name.startswith(error.name or name):  # something that a package around it imports
+            raise
+        found = None
+    if found is None:
+        raise ValueError(f"There is no module {name}: give a name such as llava.serve.cli.")
 
 
 USAGE = "usage: python -m sfvlm.llava_package [--tower FOLDER] MODULE [ARGUMENTS OF THE MODULE ...]"
@@ -148,6 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(0 if asked else 2)
     try:
         register(tower)
+        _check_module(rest[0])
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None

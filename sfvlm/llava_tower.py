@@ -7,7 +7,6 @@
 What the package asks: `sfvlm.llava_contract`. How it gets this tower: `sfvlm.llava_package`. Shapes: B batch, N tokens, D width.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration import SparseFormerConfig
-from .export import image_processor, open_student
+from .export import image_processor, open_config, open_student
 from .llava_contract import ImageProcessor, check_fit, grid_side, selected_feature
 from .sparseformer import SparseFormerModel
 from .zoo import resolve
@@ -174,16 +173,6 @@ def _was_filled(encoder: SparseFormerModel, folder: Path) -> bool:
             f"the first that it lacks is {lost[0]}: save it whole, or leave unfreeze_mm_vision_tower out of its config.json."
         )
     return not lost
-
-
-def open_config(folder: Path) -> SparseFormerConfig:
-    """The configuration in a SparseFormer folder; ValueError if it is none."""
-    path = folder / "config.json"
-    kind = json.loads(path.read_text()).get("model_type") if path.is_file() else None
-    if kind != SparseFormerConfig.model_type:
-        found = f"its config.json says {kind!r}" if path.is_file() else "it holds no config.json"
-        raise ValueError(f"{folder} is no SparseFormer folder: {found}.")
-    return SparseFormerConfig.from_pretrained(folder)
 
 
 def _device(device_map: Any) -> torch.device | None:

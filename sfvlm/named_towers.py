@@ -23,11 +23,13 @@ def put_tower(host: Host, tower: str) -> None:
 
 
 def split_tower(tower: str) -> tuple[str, int | None]:
-    """TOWER@TOKENS in two; None where no number is given.
+    """TOWER@TOKENS in two; None where no number is given, and where all of it is the path of a folder.
 
     Raises:
         ValueError: There is no such method, zoo name or folder, or its number of tokens is none.
     """
+    if Path(tower).is_dir():
+        return tower, None
     name, mark, number = tower.rpartition("@")
     if mark and not number.isdecimal():
         raise ValueError(f"The tower {tower!r} asks for {number!r} tokens; behind @ stands a number, as in {name}@49.")

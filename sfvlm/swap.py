@@ -76,12 +76,19 @@ def swap(model: Any, processor: Any, tower: Any, num_tokens: int | None = None) 
     check_tower(tower)
     host = model.get_base_model() if hasattr(model, "get_base_model") else model
     plan = plan_swap(read_host(host.config, processor), tower.config, num_tokens)
+    if not hasattr(host, "model"):
+        raise ValueError(
+            f"A {type(host).__name__} has no language model's head: open the host by AutoModelForImageTextToText."
+        )
     dense = host.model.vision_tower
-    adapted = [name for name, _ in dense.named_parameters() if "lora_" in name]
+    # PEFT keeps what it wraps under one of these two names, whatever the kind of adapter.
+    adapted = [
+        name for name, module in dense.named_modules() if {"base_layer", "original_module"} & module._modules.keys()
+    ]
     if adapted:
         raise ValueError(
-            f"{len(adapted)} tensors of an adapter lie in the host's tower (the first is {adapted[0]}) and would be lost: "
-            "merge them, or train the adapter with exclude_modules='.*vision_tower.*'."
+            f"{len(adapted)} modules of the host's tower carry an adapter (the first is {adapted[0] or 'the tower itself'}), "
+            "which would be lost: merge it, or train it with exclude_modules='.*vision_tower.*'."
         )
     dtype = next(host.model.multi_modal_projector.parameters()).dtype
     check_dtype(tower, dtype)
@@ -93,8 +100,10 @@ def swap(model: Any, processor: Any, tower: Any, num_tokens: int | None = None) 
     if conversions:  # transformers renames tensors back when it saves; the dense tower's names are not ours
         ours = [each for each in conversions if not _inside_tower(each)]
         settings += (Setting.of(host, "_weight_conversions", ours),)
-    if isinstance(getattr(host, "_no_split_modules", None), set):
-        host._no_split_modules |= set(getattr(tower, "_no_split_modules", None) or ())
+    whole = getattr(host, "_no_split_modules", None)
+    if isinstance(whole, set):
+        ours = whole | set(getattr(tower, "_no_split_modules", None) or ())
+        settings += (Setting.of(host, "_no_split_modules", ours),)
     host.model.vision_tower = tower
     return Swapped(plan, host, dense, dtype, settings)
 

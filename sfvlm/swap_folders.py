@@ -21,8 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoProcessor
 
+from .errors import reason
 from .export import open_student
-from .files import appearing, check_absent
+from .files import appearing, check_absent, read_json
 from .reduce import ReducedTower
 from .results import provenance
 from .sparseformer import SparseFormerModel
@@ -86,15 +87,17 @@ def undo_folder(swapped: str | Path, out: str | Path) -> dict[str, Any]:
     """
     swapped, out = Path(swapped), Path(out)
     check_absent(out)
-    if not (swapped / MANIFEST).is_file() or not (swapped / DENSE).is_dir():
-        raise ValueError(f"{swapped} is no swapped host: it lacks {MANIFEST} or {DENSE}/.")
-    manifest = json.loads((swapped / MANIFEST).read_text())
+    if not (swapped / MANIFEST).is_file() or not (swapped / DENSE / "config.json").is_file():
+        raise ValueError(f"{swapped} is no swapped host: it lacks {MANIFEST} or {DENSE}/config.json.")
+    manifest = read_json(swapped / MANIFEST)
+    if "host" not in manifest:
+        raise ValueError(f"{swapped / MANIFEST} is no manifest of a swap: it says nothing of the host.")
     weights, dense = open_weights(swapped), open_weights(swapped / DENSE)
     tensors = load_file(dense.files[0])
     with appearing(out) as temporary:
         _copy_files(swapped, temporary, skip=(MANIFEST, *_CHANGED))
         for file in (swapped / DENSE).glob("*.json"):
-            shutil.copy2(file, temporary / file.name)
+            shutil.copyfile(file, temporary / file.name)
         write_weights(weights, lambda name: not name.startswith(weights.tower_prefix), tensors, temporary)
         written = open_weights(temporary)
         found = bytes_hash(read_tensors(written, written.where))
@@ -109,12 +112,14 @@ def undo_folder(swapped: str | Path, out: str | Path) -> dict[str, Any]:
 def _open_host(folder: Path) -> tuple[Any, Any]:
     """Configuration and processor of a host's folder."""
     path = folder / "config.json"
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} holds an adapter, which would be lost: merge it into its host (PEFT's merge_and_unload), and swap "
+            "what that saves."
+        )
     if not path.is_file():
         raise ValueError(f"The host {folder} is no folder with a config.json.")
-    try:
-        described = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
+    described = read_json(path)
     if "mm_vision_tower" in described:
         raise ValueError(
             f"{folder} is in the original llava package's layout: convert it first (sfvlm convert --checkpoint {folder} --out DIR)."
@@ -125,7 +130,7 @@ def _open_host(folder: Path) -> tuple[Any, Any]:
     try:
         config, processor = AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     except Exception as error:  # missing files, unknown types and bad fields raise many kinds
-        raise ValueError(f"The host {folder} cannot be opened: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"The host {folder} cannot be opened: {reason(error)}") from error
     return config, processor
 
 
@@ -153,14 +158,17 @@ def _cast(model: OpenTower, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 
 def _copy_files(source: Path, out: Path, skip: tuple[str, ...] = _IMAGE_SETTINGS) -> None:
-    """Everything but weights and folders, of which only that of chat templates, byte for byte."""
+    """Everything but weights and folders, of which only that of chat templates, byte for byte.
+
+    Permissions stay behind: some of the copies are written to, and a host may be one that nobody can write.
+    """
     weights = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".h5", ".msgpack")
-    out.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.iterdir()):
-        if file.is_file() and not file.name.endswith(weights) and file.name not in skip:
-            shutil.copy2(file, out / file.name)
-    if (source / TEMPLATES).is_dir():
-        shutil.copytree(source / TEMPLATES, out / TEMPLATES)
+    for folder in (folder for folder in (source, source / TEMPLATES) if folder.is_dir()):
+        copy = out / folder.relative_to(source)
+        copy.mkdir(parents=True, exist_ok=True)
+        for file in sorted(folder.iterdir()):
+            if file.is_file() and not file.name.endswith(weights) and file.name not in skip:
+                shutil.copyfile(file, copy / file.name)
 
 
 def _write_settings(config: Any, processor: Any, out: Path) -> None:
@@ -188,7 +196,7 @@ def _keep_dense(host: Path, weights: WeightFiles, out: Path) -> None:
     save_file(dict(read_tensors(weights, names)), out / "model.safetensors", metadata={"format": "pt"})
     for name in _CHANGED:
         if (host / name).is_file():
-            shutil.copy2(host / name, out / name)
+            shutil.copyfile(host / name, out / name)
 
 
 def _manifest(

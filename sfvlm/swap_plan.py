@@ -74,7 +74,8 @@ def read_host(config: Any, processor: Any) -> HostFacts:
     """Reads a host's demands from its transformers configuration and processor.
 
     Raises:
-        ValueError: It is not one of the known hosts, its tower is neither CLIP nor SigLIP, or its photos are not square.
+        ValueError: It is not one of the known hosts, its tower is neither CLIP nor SigLIP, or its photos are not square
+            or not normalised.
     """
     if config.model_type not in HOSTS:
         raise ValueError(f"The host is of type {config.model_type!r}; a tower can be put into {', '.join(HOSTS)}.")
@@ -84,6 +85,11 @@ def read_host(config: Any, processor: Any) -> HostFacts:
         raise ValueError(
             f"The host's tower is of type {vision.model_type!r}; CLIP and SigLIP towers can be replaced{hint}."
         )
+    if not hasattr(processor, "image_processor"):
+        raise ValueError(f"A {type(processor).__name__} makes no photos: open the host's processor by AutoProcessor.")
+    photos = processor.image_processor
+    if not getattr(photos, "do_normalize", True):
+        raise ValueError("The host's processor does not normalise photos (do_normalize), as a tower's are.")
     depth, chosen = vision.num_hidden_layers, config.vision_feature_layer
     chosen = [chosen] if isinstance(chosen, int) else list(chosen)
     reads_cls = bool(CLASS_TOKENS[vision.model_type]) and config.vision_feature_select_strategy == "full"
@@ -94,9 +100,9 @@ def read_host(config: Any, processor: Any) -> HostFacts:
         layers=tuple(layer_from_end(layer, depth) for layer in chosen),
         reads_cls=reads_cls,
         tokens=(vision.image_size // vision.patch_size) ** 2 + reads_cls,
-        image_size=_side_of_photos(processor.image_processor, vision.image_size),
-        mean=tuple(map(float, processor.image_processor.image_mean)),
-        std=tuple(map(float, processor.image_processor.image_std)),
+        image_size=_side_of_photos(photos, vision.image_size),
+        mean=tuple(map(float, photos.image_mean)),
+        std=tuple(map(float, photos.image_std)),
         pinpoints=tuple((height, width) for height, width in getattr(config, "image_grid_pinpoints", ())),
     )
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from .errors import reason
+
 KEPT_WHOLE = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
 QUANTIZED = ("Linear4bit", "Linear8bitLt")  # bitsandbytes' classes
 
@@ -86,5 +88,6 @@ def check_products(model: nn.Module) -> None:
             layer(torch.zeros(1, inputs, device=weight.device, dtype=torch.bfloat16))
         except Exception as error:  # assertions too
             raise ValueError(
-                f"bitsandbytes cannot multiply by {name}, {outputs} x {inputs}, on {weight.device} ({error}): give other bits, or none."
+                f"bitsandbytes cannot multiply by {name}, {outputs} x {inputs}, on {weight.device} ({reason(error)}): give "
+                "other bits, or none."
             ) from error

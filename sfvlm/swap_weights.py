@@ -15,6 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .errors import reason
+from .files import read_json
+
 INDEX = "model.safetensors.index.json"
 TOWER_PREFIXES = ("vision_tower.", "model.vision_tower.")  # as saved by transformers' own classes, and by some versions
 PROJECTOR_PREFIXES = ("multi_modal_projector.", "model.multi_modal_projector.")
@@ -35,17 +38,25 @@ class WeightFiles(NamedTuple):
         return found[0]
 
 
+def read_index(path: Path) -> dict[str, str]:
+    """Which file holds each tensor, by their names; ValueError if the index lists none."""
+    listed = read_json(path).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise ValueError(f"The index {path} lists no tensors (weight_map).")
+    return listed
+
+
 def open_weights(folder: Path) -> WeightFiles:
     """Finds the weight files that `from_pretrained` reads, and reads the names in all of them.
 
     Raises:
-        ValueError: There are none in safetensors, one is missing or damaged, or a tensor is not where the index says.
+        ValueError: There are none in safetensors, one is missing or damaged, or none holds a tensor that the index lists.
     """
     single, index = folder / "model.safetensors", folder / INDEX
     if single.is_file():
         files, expected = [single], None
     elif index.is_file():
-        expected = json.loads(index.read_text())["weight_map"]
+        expected = read_index(index)
         files = [folder / name for name in sorted(set(expected.values()))]
     else:
         raise ValueError(f"{folder} holds no model.safetensors; convert pickled weights with transformers first.")
@@ -57,7 +68,7 @@ def open_weights(folder: Path) -> WeightFiles:
             with safe_open(file, framework="pt") as opened:
                 where |= dict.fromkeys(opened.keys(), file)
         except Exception as error:  # safetensors raises its own untyped error for a damaged file
-            raise ValueError(f"{file} cannot be read as safetensors: {str(error).splitlines()[0]}.") from error
+            raise ValueError(f"{file} cannot be read as safetensors: {reason(error)}.") from error
     if expected is not None and (lost := sorted(expected.keys() - where.keys())):
         raise ValueError(f"{folder} lacks {len(lost)} tensors that {INDEX} lists; the first is {lost[0]}.")
     return WeightFiles(tuple(files), where)

@@ -11,12 +11,15 @@ from .alignment import Objective, Target
 from .blocks import attention_received
 from .bootstrap_options import BootstrapOptions
 from .configuration import SparseFormerConfig
+from .decode import UnreadablePhoto
 from .host_reader import HostReader
 from .host_texts import Conversations
-from .images import names_hash
+from .images import SomePhotos, names_hash
+from .subsets import spread
 from .teacher_cache import TeacherCache
 from .teachers import TeacherOutput
 from .views import Selection, ViewBatch
+from .vqa_photos import COMPARED, photo_fingerprint
 
 
 class TeacherTargets:
@@ -105,6 +108,7 @@ def open_cache(
         "teacher_sha256": teacher_sha256,
         "photos": len(photos),
         "photo_names": names_hash(photos),
+        "photo_samples": photo_samples(photos),
         "seed": options.seed,
         "crop_scale": options.crop_scale,
         "image_size": config.image_size,
@@ -115,6 +119,17 @@ def open_cache(
         key["saliency"] = patches
     width = config.embedding_size + patches
     return TeacherCache(options.teacher_cache or folder, key, options.cached_views, len(photos), width)
+
+
+def photo_samples(photos: SomePhotos) -> str:
+    """The fingerprints of a few photos, spread evenly: names alone do not tell other photos of the same names apart."""
+    fingerprints = []
+    for index in spread(len(photos), COMPARED):
+        try:
+            fingerprints.append(photo_fingerprint(photos[index].image))
+        except UnreadablePhoto:
+            fingerprints.append("unreadable")
+    return " ".join(fingerprints)
 
 
 def saliency_size(config: SparseFormerConfig, objective: Objective) -> int:

@@ -20,10 +20,10 @@ class TeacherCache:
     Args:
         folder: Where the cache lives; made if missing.
         key: What the vectors depend on: teacher hash, photos, views' seed and options. A cache of another key is refused.
-        num_views, num_photos, width: Its shape.
+        num_views, num_photos, width: Its shape; one of more views serves too.
 
     Raises:
-        ValueError: The folder holds a cache of another key; the differing entries are named.
+        ValueError: The folder holds a cache of another key or shape; what differs is named.
     """
 
     def __init__(self, folder: Path, key: dict[str, object], num_views: int, num_photos: int, width: int) -> None:
@@ -46,7 +46,13 @@ class TeacherCache:
     @staticmethod
     def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
         if path.exists():
-            return np.lib.format.open_memmap(path, mode="r+")
+            found = np.lib.format.open_memmap(path, mode="r+")
+            if found.shape[0] < shape[0] or found.shape[1:] != shape[1:]:
+                raise ValueError(
+                    f"The teacher cache in {path.parent} is of the shape {found.shape} (views, photos, ...), and {shape} is "
+                    "asked for: give another folder or remove it."
+                )
+            return found
         return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # zeros, sparse on disk
 
     def get(self, view: Tensor, index: Tensor) -> Tensor | None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from .errors import reason
 from .zoo import resolve
 
 Template = str | Callable[[str], str]
@@ -111,7 +112,7 @@ def open_text_encoder(source: str, device: str | torch.device = "cpu") -> TextEn
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"The tokenizer of {source!r} cannot be opened: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"The tokenizer of {source!r} cannot be opened: {reason(error)}") from error
     model: Any = AutoModel.from_pretrained(source).eval().requires_grad_(False).to(device)
     siglip = config.model_type == "siglip"  # trained with its texts filled up to the full length, and no mask
 

@@ -109,12 +109,17 @@ class OpenClipVisual(nn.Module):
         tower: A SparseFormer with a projection into the image-text space.
         num_tokens: The budget; default the tower's.
         output_tokens: Return (pooled, tokens) as CoCa reads it; CLIP and CustomTextCLIP want the pooled vector alone.
+
+    Raises:
+        ValueError: A photo cannot become so many tokens.
     """
 
     def __init__(self, tower: SparseFormerModel, num_tokens: int | None = None, *, output_tokens: bool = False) -> None:
         super().__init__()
         config = tower.config
-        self.tower, self.num_tokens, self.output_tokens = tower, num_tokens or config.budget, output_tokens
+        self.tower, self.output_tokens = tower, output_tokens
+        self.num_tokens = config.budget if num_tokens is None else num_tokens
+        config.check_budget(self.num_tokens)
         self.image_size = config.image_size
         self.output_dim = config.embedding_size
         self.image_mean, self.image_std = tuple(config.image_mean), tuple(config.image_std)
@@ -214,7 +219,8 @@ def swap_open_clip(clip: Any, tower: SparseFormerModel, num_tokens: int | None =
     `clip.visual = dense` restores. The tower moves to the dense tower's device and dtype, in place.
 
     Raises:
-        ValueError: The tower's vector is not in the CLIP's image-text space: another width, or no projection.
+        ValueError: The tower's vector is not in the CLIP's image-text space: another width, or no projection. Or a photo
+            cannot become so many tokens.
     """
     dense = clip.visual
     ours = tower.config.embedding_size

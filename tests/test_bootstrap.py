@@ -17,13 +17,15 @@ from safetensors.torch import load_file
 from tiny import tiny_config
 
 from sfvlm import SparseFormerModel
-from sfvlm.alignment import Objective, for_host
-from sfvlm.bootstrap import BootstrapOptions, NonFiniteLoss, bootstrap, rate_at
+from sfvlm.alignment import Objective, align, for_host
+from sfvlm.bootstrap import BootstrapOptions, NonFiniteLoss, _split, bootstrap, rate_at
 from sfvlm.chat import open_host
-from sfvlm.checkpoints import list_checkpoints, uninterrupted
+from sfvlm.checkpoints import list_checkpoints, save_checkpoint, uninterrupted
 from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
+from sfvlm.export import open_student
 from sfvlm.images import open_photos
 from sfvlm.inherit import inherit, student_config
+from sfvlm.targets import TeacherTargets
 from sfvlm.teacher_cache import TeacherCache
 from sfvlm.teachers import open_teacher
 
@@ -190,8 +192,32 @@ def test_other_options_than_the_checkpoints_are_refused_by_name(
     (others / "003.png").rename(others / "another.png")
     with pytest.raises(ValueError, match=r"photo_names: \w{64} then, \w{64} now"):
         run(clip_folder, others, tmp_path / "out", resume=True)
+    (others / "another.png").rename(others / "003.png")
+    for photo in others.iterdir():
+        Image.open(photo).rotate(180).save(photo)
+    with pytest.raises(ValueError, match=r"photo_samples: .* then, .* now"):
+        run(clip_folder, others, tmp_path / "out", resume=True)
     with pytest.raises(ValueError, match="continue it with --resume"):
         run(clip_folder, photo_folder, tmp_path / "out")
+
+
+def test_a_folder_that_holds_checkpoints_or_a_model_is_not_begun_in(
+    clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    early, model, file = tmp_path / "early", tmp_path / "model", tmp_path / "file"
+    run(clip_folder, photo_folder, early, stop_after=2, log_every=100, eval_every=0)
+    assert not (early / "metrics.jsonl").exists() and list_checkpoints(early / "checkpoints")
+    with pytest.raises(ValueError, match="continue it with --resume"):
+        run(clip_folder, photo_folder, early, seed=1)
+    shutil.copytree(clip_folder, model)
+    before = (model / "config.json").read_bytes()
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="holds a model, and no run that made it"):
+            run(clip_folder, photo_folder, model, resume=resume)
+    assert (model / "config.json").read_bytes() == before
+    file.touch()
+    with pytest.raises(ValueError, match=f"The folder {file} cannot be made: File exists"):
+        run(clip_folder, photo_folder, file)
 
 
 def rewrite_fingerprint(out: Path, **changes: object) -> None:
@@ -335,6 +361,9 @@ TOKENS = Objective(tokens=1.0)
         (dict(budgets=(4, 5), objective=TOKENS), "need square budgets; 5 is none: try 4 or 9"),
         (dict(budgets=(4, 8), objective=Objective(projected=1.0)), "need square budgets; 8 is none: try 4 or 9"),
         (dict(num_tokens=5, focusing="fresh", objective=TOKENS), "need square budgets; 5 is none: try 4 or 9"),
+        (dict(ema_decay=1.5), "ema_decay is 1.5; it is from 0, for no average, to less than 1"),
+        (dict(crop_scale=(0.5, 0.1)), "crop_scale is 0.5 to 0.1; shares of a photo rise"),
+        (dict(crop_scale=(-1.0, 1.0)), "crop_scale is -1.0 to 1.0; shares of a photo rise"),
         (dict(image_size=48, focusing="chosen"), "image_size is 48; chosen focusing is trained at its teacher's 32"),
     ],
 )
@@ -362,11 +391,61 @@ def test_tensorboard_gets_every_line(clip_folder: Path, photo_folder: Path, tmp_
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(
     clip_folder: Path, photo_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(NonFiniteLoss, match=r"at step \d+ \(photos .*png"):
+    with pytest.raises(NonFiniteLoss, match=r"at step \d+ \(photos .*png.*begin again with lower rates, in another"):
         run(clip_folder, photo_folder, tmp_path / "out", steps=60, learning_rate=1e30, clip_grad_norm=0.0, save_every=1)
     checkpoints = list_checkpoints(tmp_path / "out" / "checkpoints")
     assert checkpoints
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_before_its_step(
+    clip_folder: Path, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_a_root_of_zero(*given: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss, parts = align(*given)
+        return loss + (0 * loss).sqrt(), parts
+
+    monkeypatch.setattr("sfvlm.bootstrap.align", with_a_root_of_zero)
+    for clip_grad_norm in (0.0, 1.0):
+        with pytest.raises(NonFiniteLoss, match="gradient's norm is nan at step 1 "):
+            run(clip_folder, photo_folder, tmp_path / "out", save_every=1, clip_grad_norm=clip_grad_norm)
+    assert not list_checkpoints(tmp_path / "out" / "checkpoints")
+
+
+def test_ctrl_c_on_another_process_stops_this_one_at_the_same_step(
+    clip_folder: Path, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_an_interrupted_one(self: Accelerator, tensor: torch.Tensor, reduction: str = "sum") -> torch.Tensor:
+        return tensor + torch.tensor([0.0, 1.0]) if tensor.shape == (2,) and lines_of(tmp_path / "out") == 2 else tensor
+
+    def lines_of(out: Path) -> int:
+        return len(lines(out)) if (out / "metrics.jsonl").exists() else 0
+
+    monkeypatch.setattr(Accelerator, "reduce", with_an_interrupted_one)
+    with pytest.raises(KeyboardInterrupt):
+        run(clip_folder, photo_folder, tmp_path / "out", save_every=100, eval_every=0)
+    assert [path.name for path in list_checkpoints(tmp_path / "out" / "checkpoints")] == ["step-00000002"]
+
+
+def test_a_second_ctrl_c_does_not_lose_what_the_first_one_saves(
+    clip_folder: Path, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    def save_under_another(*given: Any) -> Path:
+        interrupted()
+        return save_checkpoint(*given)
+
+    monkeypatch.setattr(TeacherTargets, "__call__", interrupted)
+    monkeypatch.setattr("sfvlm.bootstrap.save_checkpoint", save_under_another)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(clip_folder, photo_folder, tmp_path / "out")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [path.name for path in list_checkpoints(tmp_path / "out" / "checkpoints")] == ["step-00000000"]
 
 
 def test_a_loss_that_is_no_number_on_another_process_stops_this_one_too(
@@ -426,6 +505,13 @@ def test_an_earlier_student_can_be_told_to_choose_otherwise(clip_folder: Path, p
         bootstrap_command(command(first, context_blocks=1, context_share=0.25, resume=True))
 
 
+@pytest.mark.parametrize("content", ['{"model_type": "spar', "[]"])
+def test_a_student_of_a_damaged_configuration_is_refused_by_its_name(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json (is no JSON|holds no JSON object)"):
+        open_student(tmp_path)
+
+
 def test_corrupt_photos_among_good_ones_are_listed_and_the_run_finishes(
     clip_folder: Path, photo_folder: Path, tmp_path: Path
 ) -> None:
@@ -442,6 +528,32 @@ def test_corrupt_photos_among_good_ones_are_listed_and_the_run_finishes(
     assert {Path(key).name for key in skipped} == {"cut.png", "empty.jpg", "text.jpg"}
     facts = json.loads((tmp_path / "out" / "bootstrap.json").read_text())
     assert facts["photos_skipped"] == 3
+
+
+def test_photos_of_which_none_can_be_read_are_refused_before_a_step(
+    clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photo_folder, folder)
+    photos, options = open_photos(folder), BootstrapOptions(**QUICK)
+    held_back = [photos.key(index) for index in _split(photos, options, set())[1].indices]
+    for key in held_back:
+        (tmp_path / key.replace(folder.name, "photos", 1)).write_bytes(b"no photo")
+    with pytest.raises(ValueError, match=f"Of the 2 photos to evaluate on none can be read, {held_back[0]}"):
+        run(clip_folder, folder, tmp_path / "out")
+    for photo in folder.iterdir():
+        photo.write_bytes(b"no photo")
+    with pytest.raises(ValueError, match="Of the 22 photos to train on none can be read"):
+        run(clip_folder, folder, tmp_path / "out", workers=1)
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_a_card_does_not_call_held_back_what_was_trained_on(
+    clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    run(clip_folder, photo_folder, tmp_path / "out", steps=1, held_back=0)
+    assert "On a photo it was trained on, for none was held back" in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "bootstrap.json").read_text())["photos_held_back"] == 0
 
 
 def test_all_processes_tell_which_photos_they_skipped(clip_folder: Path, photo_folder: Path, tmp_path: Path) -> None:
@@ -523,8 +635,24 @@ def test_a_teacher_cache_serves_a_second_run_and_one_of_other_settings_is_refuse
     monkeypatch.setattr(TeacherCache, "put", lambda *batch: asked.append(batch))
     second = run(clip_folder, photo_folder, tmp_path / "second", **shared)
     assert first is not None and second is not None and same(first, second) and not asked
-    with pytest.raises(ValueError, match=r"other settings \(photo_names, seed\)"):
+    with pytest.raises(ValueError, match=r"other settings \(photo_names, photo_samples, seed\)"):
         run(clip_folder, photo_folder, tmp_path / "third", seed=1, **shared)
+
+
+def test_a_teacher_cache_of_fewer_views_or_of_other_photos_of_the_same_names_is_refused(
+    clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    shared = dict(teacher_cache=tmp_path / "cache", eval_every=0, steps=1)
+    run(clip_folder, photo_folder, tmp_path / "two", cached_views=2, **shared)
+    run(clip_folder, photo_folder, tmp_path / "one", cached_views=1, **shared)
+    with pytest.raises(ValueError, match=r"shape \(2, 22, 24\) .*, and \(4, 22, 24\) is asked for"):
+        run(clip_folder, photo_folder, tmp_path / "four", cached_views=4, **shared)
+    others = tmp_path / "others" / photo_folder.name
+    others.mkdir(parents=True)
+    for photo in photo_folder.iterdir():
+        Image.open(photo).rotate(180).save(others / photo.name)
+    with pytest.raises(ValueError, match=r"other settings \(photo_samples\)"):
+        run(clip_folder, others, tmp_path / "three", cached_views=2, **shared)
 
 
 def test_the_script_answers_bad_input_with_one_sentence_and_code_two(clip_folder: Path, tmp_path: Path) -> None:

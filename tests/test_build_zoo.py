@@ -4,9 +4,11 @@ import io
 import json
 import random
 import re
+import shutil
 import sys
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -18,24 +20,34 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tiny import randomize
-from transformers import AutoTokenizer, CLIPModel, LlavaForConditionalGeneration
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, LlavaForConditionalGeneration
 
 from sfvlm.decode import Photo
 from sfvlm.images import named, open_photos
 from sfvlm.scene_texts import SceneObject, scene_questions
 from sfvlm.scenes import render_scene
 from sfvlm.teachers import open_teacher
+from sfvlm.views import Selection
 from sfvlm.vqa_questions import SHORT_ANSWER
 
 SCRIPTS = str(Path(__file__).parents[1] / "scripts")
 sys.path.insert(0, SCRIPTS)
-from zoo.clip import THINGS, ClipOptions, build_clip, patch_labels  # noqa: E402
+from zoo.clip import THINGS, ClipLearner, ClipOptions, Features, build_clip, patch_labels  # noqa: E402
 from zoo.clip_model import CONSTANT, new_clip  # noqa: E402
 from zoo.clip_model import train_tokenizer as train_clip_tokenizer  # noqa: E402
 from zoo.held_out import HeldOutOptions, write_held_out  # noqa: E402
-from zoo.llava import LAID_OUT, Conversations, Lesson, LlavaLearner, LlavaOptions, _collate, build_llava  # noqa: E402
+from zoo.llava import (  # noqa: E402
+    LAID_OUT,
+    Conversations,
+    Lesson,
+    LlavaLearner,
+    LlavaOptions,
+    _collate,
+    build_llava,
+    photo_tokens,
+)
 from zoo.llava_model import new_llava, new_processor, train_tokenizer  # noqa: E402
-from zoo.loop import Stage, train  # noqa: E402
+from zoo.loop import Stage, begin, train  # noqa: E402
 from zoo.patch_words import NO_WORD, object_words, photo_word_loss, word_loss  # noqa: E402
 from zoo.questions import (  # noqa: E402
     CAPTION_PROMPTS,
@@ -46,7 +58,7 @@ from zoo.questions import (  # noqa: E402
     telling_words,
 )
 from zoo.ship import name_without_folders  # noqa: E402
-from zoo.sources import IMAGENETTE, PHOTOS, TALKED_OF, Data  # noqa: E402
+from zoo.sources import IMAGENETTE, PHOTOS, TALKED_OF, Data, center_views  # noqa: E402
 
 sys.path.remove(SCRIPTS)
 LESSON = Lesson(Stage("both", 1, {}), [], 1, lambda photo, generator: [])
@@ -232,8 +244,6 @@ def test_photo_word_loss_is_least_where_some_patch_says_what_was_said_of_the_pho
 
 @pytest.fixture(scope="module")
 def untrained() -> tuple[LlavaForConditionalGeneration, object]:
-    from transformers import CLIPConfig
-
     torch.manual_seed(0)
     vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2)
     text = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
@@ -303,19 +313,103 @@ def test_in_bfloat16_the_language_model_multiplies_and_the_loss_does_not(untrain
 def test_a_stage_goes_on_from_a_checkpoint_of_its_own_settings_alone(tmp_path):
     model, stage = torch.nn.Linear(2, 1), Stage("both", 2, {"weight": 1e-3})
 
-    def go(stage: Stage) -> None:
+    def go(stage: Stage, batch: int = 4) -> None:
         def loss_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {"loss": model(batch["x"]).square().mean()}
 
-        train(stage, model, lambda step: repeat({"x": torch.ones(1, 2)}), loss_of, tmp_path, torch.device("cpu"))
+        batches = repeat({"x": torch.ones(1, 2)})
+        train(stage, model, lambda step: batches, loss_of, tmp_path, torch.device("cpu"), {"batch": batch})
 
     go(stage)
     trained = model.weight.detach().clone()
     go(stage)
     assert torch.equal(model.weight, trained)
-    for changes in (dict(steps=3), dict(rates={"weight": 1e-2})):
-        with pytest.raises(ValueError, match=r"step-00000002 is of another recipe \(stage: .* then, .* now\)"):
+    for changes, said in ((dict(steps=3), "steps: 2 then, 3 now"), (dict(rates={"weight": 1e-2}), "rates: .*")):
+        with pytest.raises(ValueError, match=rf"step-00000002 is of another recipe \({said}\)"):
             go(replace(stage, **changes))
+    with pytest.raises(ValueError, match=r"another recipe \(batch: 4 then, 5 now\)"):
+        go(stage, batch=5)
+
+
+def test_a_stage_that_goes_on_says_no_step_twice(tmp_path):
+    model, stage = torch.nn.Linear(2, 1), Stage("both", 30, {"weight": 1e-3}, save_every=10)
+
+    def go(breaks_off: int) -> None:
+        def batches(step: int) -> Iterator[dict[str, torch.Tensor]]:
+            yield from ({"x": torch.ones(1, 2)} for _ in range(step, breaks_off))
+            raise KeyboardInterrupt
+
+        def loss_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"loss": model(batch["x"]).square().mean()}
+
+        train(stage, model, batches, loss_of, tmp_path, torch.device("cpu"), {})
+
+    with pytest.raises(KeyboardInterrupt):
+        go(breaks_off=20)
+    shutil.rmtree(tmp_path / "checkpoints" / "both" / "step-00000020")
+    go(breaks_off=30)
+    assert [json.loads(line)["step"] for line in (tmp_path / "both.jsonl").read_text().splitlines()] == [10, 20, 30]
+
+
+def test_a_run_is_gone_on_with_by_its_own_recipe_alone(shards, tmp_path):
+    photos = Data(shards).training_photos(TALKED_OF, 4)
+    options = LlavaOptions(shards, out=tmp_path / "out", scenes=4)
+    for _ in range(2):
+        begin(options.out, options.shared(photos) | {"tower": "1.0"})
+    for changes, said in ((dict(vocabulary=9), "vocabulary: 4096 then, 9 now"), (dict(seed=1), "seed: 0 then, 1 now")):
+        with pytest.raises(ValueError, match=rf"out holds a run of another recipe \({said}\): give another --out"):
+            begin(options.out, replace(options, **changes).shared(photos) | {"tower": "1.0"})
+    with pytest.raises(ValueError, match=r"\(tower: 1\.0 then, 2\.0 now\)"):
+        begin(options.out, options.shared(photos) | {"tower": "2.0"})
+
+
+def test_what_a_recipe_cannot_do_is_one_sentence(shards, tmp_path):
+    with pytest.raises(ValueError, match="The device 'abacus' cannot be used"):
+        build_clip(ClipOptions(shards, tmp_path, device="abacus"))
+    with pytest.raises(ValueError, match="nowhere holds no CLIP: --clip is the folder"):
+        build_llava(LlavaOptions(shards, tmp_path, clip=tmp_path / "nowhere", device="cpu"))
+    for train_one, least in ((train_clip_tokenizer, 514), (train_tokenizer, 260)):
+        assert len(train_one(WORDS, least)) == least
+        with pytest.raises(ValueError, match=f"vocabulary is {least - 1}; letters and marks alone are {least} entries"):
+            train_one(WORDS, least - 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_photo_is_named_whoever_reads_it(workers, tmp_path):
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "1.png").write_bytes(b"no photo")
+    photos = Selection(open_photos(tmp_path), range(2))
+    with pytest.raises(ValueError, match=r"1\.png: not a JPEG.* image: the recipe needs its shards whole") as caught:
+        list(center_views(photos, workers))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_breaks_off_while_it_writes_what_was_said_of_photos_writes_it_anew(untrained, tmp_path, monkeypatch):
+    def half(path: Path, text: str, encoding: str | None = None) -> None:
+        path.open("w", encoding=encoding).write(text[:9])
+        raise KeyboardInterrupt
+
+    vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, patch_size=56)
+    clip = CLIPModel(CLIPConfig(vision_config=vision | {"image_size": 224}))
+    photos, options = Selection(open_photos("scenes:2"), range(2)), LlavaOptions(tmp_path, tmp_path, workers=0)
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(KeyboardInterrupt):
+        photo_tokens(clip, photos, "key", options, torch.device("cpu"))
+    monkeypatch.undo()
+    assert photo_tokens(clip, photos, "key", options, torch.device("cpu"))[0].shape == (2, 16, 32)
+
+
+def test_photos_without_captions_are_learned_from_too(shards):
+    teacher = open_teacher(f"timm:vit_tiny_patch16_224:{shards / 'vit_tiny_patch16_224.safetensors'}")
+    tokenizer = train_clip_tokenizer(WORDS, 600)
+    clip = new_clip(teacher.model, tokenizer, torch.zeros(192), torch.rand(2, 3, 224, 224))
+    said = [(), (), ("a dog",)]
+    features = Features(torch.randn(3, 192), torch.randn(3, 1000).half(), said, torch.full((3,), -1))
+    learner = ClipLearner(clip, tokenizer, teacher, features)
+    parts = [learner.text_loss({"index": torch.tensor(index), "step": torch.tensor(1)}) for index in ([0, 1], [0, 2])]
+    assert parts[0].keys() == {"classes", "rows"} and parts[1].keys() == {"captions", "classes", "rows"}
+    assert all(loss.isfinite() for loss in parts[0].values())
 
 
 def test_both_recipes_run_resume_and_give_folders_that_transformers_opens(shards, tmp_path):
@@ -345,7 +439,10 @@ def test_what_is_shipped_names_no_folder(tmp_path):
     options = {"leave_out": "/home/me/names.txt", "host_prompts": None, "seed": 4}
     facts = {"photos": ["/home/me/a.tar", "scenes:4:5"], "options": options, "teacher": "clip-tiny"}
     described.write_text(json.dumps(facts | {"started_from": "/home/me/one", "host": {"source": "/home/me/llava"}}))
-    name_without_folders(described)
+    origin = {"teacher": "clip-tiny", "earlier": "/home/me/one/", "rows": [{"student": "a/b"}]}
+    (tmp_path / "inheritance.json").write_text(json.dumps(origin))
+    name_without_folders(tmp_path)
+    assert json.loads((tmp_path / "inheritance.json").read_text()) == origin | {"earlier": "one"}
     facts = json.loads(described.read_text())
     assert facts["photos"] == ["a.tar", "scenes:4:5"]
     assert facts["options"] == {"leave_out": "names.txt", "host_prompts": None, "seed": 4}

@@ -214,6 +214,14 @@ def test_the_converted_host_computes_what_transformers_does_on_the_same_tensors(
     assert manifest["left_out"]["generation_config.json"] == ["max_length", "temperature", "top_p"]
 
 
+def test_a_padding_token_that_is_none_gives_way_to_the_tokenizers(tower: Path, tmp_path: Path) -> None:
+    original(tmp_path / "llava", tower, pad_token_id=-1)  # as old LLaMA files say
+    (tmp_path / "llava" / "generation_config.json").write_text(json.dumps(dict(pad_token_id=-1)))
+    convert_original(tmp_path / "llava", tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written["pad_token_id"] == AutoProcessor.from_pretrained(tmp_path / "out").tokenizer.pad_token_id == 0
+
+
 @pytest.mark.parametrize("model_type", ["llava_mistral", "llava_qwen"])
 def test_other_language_models_are_read(model_type: str, tower: Path, tmp_path: Path) -> None:
     reference = original(tmp_path / "llava", tower, model_type=model_type)
@@ -479,11 +487,20 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "cls tiles": (fields(**ANYRES, mm_vision_select_feature="cls_patch"), "class tokens of tiles"),
     "newline": (fields(**ANYRES), "lacks 1 of the tensors .*image_newline"),
     "width": (fields(mm_hidden_size=48), "reads tokens 48 wide, and the tower .* gives 32"),
+    "layers": (fields(mm_vision_select_layer=[-2, -5]), r"mm_vision_select_layer \[-2, -5\]; one layer"),
     "layer": (fields(mm_vision_select_layer=-7), "reads layer -7 of its tower, which has 2 blocks"),
     "marks": (fields(mm_use_im_start_end=True), "asks for <im_end> and <im_start> around photos"),
     "sparse": (fields(mm_vision_tower="sfvlm:/x/sf49"), "give the dense one by --vision-tower"),
     "tower": (fields(mm_vision_tower="openai/nowhere"), "neither a folder nor a model that can be downloaded.*offline"),
-    "bad text": (fields(num_attention_heads="two"), "describes no LlamaConfig"),
+    "tower name": (fields(mm_vision_tower="clip-l14-337"), "no vision tower that config.json names: .*--vision-tower"),
+    "no index": (files("model.safetensors", model__safetensors__index__json=b"{"), "index.json is no JSON"),
+    "no pickle index": (
+        files("model.safetensors", pytorch_model__bin__index__json=b"{}"),
+        "index.json lists no tensors",
+    ),
+    "generation": (files(generation_config__json=b"{"), "generation_config.json is no JSON"),
+    "tokenizer": (files(tokenizer_config__json=b"null"), "tokenizer_config.json holds no JSON object"),
+    "bad text": (fields(num_attention_heads="two"), "describes no LlamaConfig: .*expected int, got str"),
 }
 
 
@@ -527,6 +544,7 @@ def test_folders_are_refused_by_name_or_by_their_tower(good: Path, tower: Path, 
         (fields(image_size=70), "reads 70 pixels, and its processor makes"),
         (fields(model_type="siglip_vision_model"), "is of type 'siglip_vision_model'; checkpoints with CLIP"),
         (files("preprocessor_config.json"), "no readable preprocessor_config.json"),
+        (files(config__json=b"{"), "clip/config.json is no JSON"),
         (files("config.json"), "holds no config.json"),
     ):
         change(tmp_path / "clip")

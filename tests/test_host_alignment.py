@@ -149,6 +149,21 @@ def test_answers_continue_where_they_stopped(llava: Path, photo_folder: Path, tm
         interview_of(llava, turns=3).answers(photos, path)
 
 
+def test_a_run_that_breaks_off_at_the_first_line_leaves_no_file_of_others(
+    llava: Path, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(path: Path, text: str, encoding: str | None = None) -> None:
+        path.open("w", encoding=encoding).write(text[:9])
+        raise KeyboardInterrupt
+
+    interview, photos, path = interview_of(llava), photos_of(photo_folder, 1), tmp_path / "answers.jsonl"
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(KeyboardInterrupt):
+        interview.answers(photos, path)
+    monkeypatch.undo()
+    assert len(interview.answers(photos, path)[0]) == 2
+
+
 def test_answers_with_other_settings_are_another_hosts(llava: Path, photo_folder: Path, tmp_path: Path) -> None:
     photos, path = photos_of(photo_folder, 2), tmp_path / "answers.jsonl"
     interview = interview_of(llava)
@@ -275,3 +290,5 @@ def test_what_needs_a_host_says_so(llava: Path, photo_folder: Path, tmp_path: Pa
     (tmp_path / "prompts.txt").write_text("\n")
     with pytest.raises(ValueError, match="holds no prompt"):
         read_prompts(tmp_path / "prompts.txt")
+    (tmp_path / "prompts.txt").write_text("Why?\n", encoding="utf-8-sig")  # as editors on Windows write it
+    assert read_prompts(tmp_path / "prompts.txt") == ("Why?",)

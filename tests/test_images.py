@@ -183,6 +183,17 @@ def test_a_folder_is_read_in_order_without_hidden_or_other_files(tmp_path):
     assert [photo.key for photo in photos] == keys(photos)
 
 
+def test_links_that_lead_back_are_not_followed_for_ever(tmp_path):
+    root = write_folder(tmp_path / "photos", "a/1.png", "b/2.png")
+    (root / "a" / "to-b").symlink_to(root / "b")
+    (root / "b" / "to-a").symlink_to(root / "a")
+    for number in range(9):  # of each two paths to walk, at every depth
+        (root / "b" / f"up{number}").symlink_to(tmp_path)
+    names = {"a/1.png", "b/2.png", "a/to-b/2.png", "b/to-a/1.png"}
+    assert {key.removeprefix("photos/") for key in keys(open_photos(root))} >= names
+    assert len(open_photos(root)) < 99
+
+
 def test_an_image_folder_labels_by_its_sorted_subfolders(tmp_path):
     root = write_folder(tmp_path / "set", "dog/1.png", "cat/deep/2.png", "eel/3.png", "loose.png")
     photos = open_photos(root, labelled=True)

@@ -294,6 +294,9 @@ def test_what_is_no_sparseformer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip_vision_model"}))
     with pytest.raises(ValueError, match="says 'clip_vision_model'"):
         tower(tmp_path, loaded=False)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
+        tower(tmp_path, loaded=False)
     with pytest.raises(ValueError, match="neither a path nor a name"):
         LlavaTower("sfvlm:sparseformer-tinny-49", arguments(), delay_load=True)
 
@@ -341,15 +344,23 @@ def test_a_package_that_is_not_there_is_said_so(no_llava: None, monkeypatch: pyt
         register()
 
 
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("from transformers import a_name_of_long_ago", "cannot import name 'a_name_of_long_ago'"),
+        ("raise ImportError('of two\\nlines')", "of two lines"),
+    ],
+)
 def test_the_reason_that_the_package_swallows_is_found(
-    no_llava: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broken: str, said: str, no_llava: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = "from transformers import a_name_of_long_ago\nfrom ..llava_arch import Host\n"
+    broken += "\nfrom ..llava_arch import Host\n"
     write_package(tmp_path, **{"model/language_model/llava_llama.py": broken})
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ValueError, match="cannot be imported: cannot import name 'a_name_of_long_ago'"):
-        register()
-    assert "llava" not in sys.modules
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"cannot be imported: {said}"):
+            register()
+        assert not [name for name in sys.modules if name.split(".")[0] == "llava"]
 
 
 def test_one_tower_for_every_host_rescales_the_tiles(package: Any, folder: Path) -> None:
@@ -448,6 +459,14 @@ def test_the_runner_refuses_a_tower_that_is_none_before_it_runs_anything(
     printed = capsys.readouterr()
     assert stop.value.code == 2 and not printed.out
     assert printed.err.startswith("error: ") and typo in printed.err and printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["llava.serve.clip", "llava.server.cli", "llava/serve/cli.py"])
+def test_the_runner_names_a_module_that_is_none(package: Any, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([name])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: There is no module {name}: give a name such as llava.serve.cli.\n"
 
 
 @pytest.mark.parametrize(("given", "code"), [([], 2), (["--help"], 0), (["--tower"], 2), (["--towel", "x"], 2)])

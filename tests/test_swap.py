@@ -227,12 +227,13 @@ def test_any_module_that_keeps_to_the_protocol_is_a_tower(hosts: dict[str, Path]
 def test_undo_restores_everything(hosts: dict[str, Path]) -> None:
     for kind in KINDS:
         model, processor = opened(hosts[kind])
-        config, settings = model.config.to_dict(), processor.to_dict()
+        config, settings, whole = model.config.to_dict(), processor.to_dict(), set(model._no_split_modules)
         before = logits(model, processor)
         swapped = swap(model, processor, tiny_tower(kind=kind, image_size=42), 36)
         assert not torch.equal(logits(model, processor).mean(), before.mean())
         swapped.undo()
         assert torch.equal(logits(model, processor), before)
+        assert model._no_split_modules == whole
         assert model.config.to_dict() == config
         assert processor.to_dict() == settings
 
@@ -380,6 +381,10 @@ def test_other_misfits_are_refused(hosts: dict[str, Path]) -> None:
         swap(model, processor, Path("runs/nowhere"))
     with pytest.raises(ValueError, match="Linear is no tower: its configuration lacks hidden_size"):
         swap(model, processor, torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"LlavaModel has no language model's head.*AutoModelForImageTextToText"):
+        swap(model.model, processor, tiny_tower())
+    with pytest.raises(ValueError, match="makes no photos: open the host's processor by AutoProcessor"):
+        swap(model, processor.tokenizer, tiny_tower())
     swap(model, processor, tiny_tower())
     with pytest.raises(ValueError, match=r"'sparseformer'.*undo that first"):
         swap(model, processor, tiny_tower())

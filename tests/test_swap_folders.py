@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoProcessor
 from sfvlm import SparseFormerModel
 from sfvlm.cli import run
 from sfvlm.commands.swap import SwapCommand, swap_command
+from sfvlm.named_towers import split_tower
 from sfvlm.sides import open_sides
 from sfvlm.swap import swap, swap_folder, undo_folder
 from sfvlm.swap_weights import bytes_hash, open_weights, parts, read_tensors
@@ -147,6 +148,41 @@ def test_undoing_is_refused_when_the_language_model_was_tuned_since(swapped_fold
         undo_folder(tmp_path, tmp_path / "again")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("swap.json", "{", "swap.json is no JSON"),
+        ("swap.json", "[]", "swap.json holds no JSON object"),
+        ("swap.json", "{}", "swap.json is no manifest of a swap: it says nothing of the host"),
+        ("dense/config.json", None, "no swapped host: it lacks swap.json or dense/config.json"),
+        ("model.safetensors.index.json", "{}", "index.json lists no tensors"),
+    ],
+)
+def test_undoing_a_damaged_folder_is_refused_and_the_file_is_named(
+    file: str, content: str | None, message: str, swapped_folder: Path, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(swapped_folder, tmp_path / "damaged")
+    (damaged / file).unlink() if content is None else (damaged / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        undo_folder(damaged, tmp_path / "again")
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+
+
+def test_a_host_that_nobody_can_write_is_copied_to_files_that_one_can(
+    hosts: dict[str, Path], tower_folder: Path, tmp_path: Path
+) -> None:
+    host = shutil.copytree(hosts["llava"], tmp_path / "host")
+    (host / "additional_chat_templates").mkdir()
+    (host / "additional_chat_templates" / "short.jinja").write_text("{{ 'short' }}")
+    for path in sorted(host.rglob("*"), reverse=True):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    swap_folder(host, tower_folder, tmp_path / "out")
+    undo_folder(tmp_path / "out", tmp_path / "again")
+    for folder in (tmp_path / "out", tmp_path / "again"):
+        assert (folder / "additional_chat_templates" / "short.jinja").is_file()
+        assert all(path.stat().st_mode & 0o200 for path in folder.rglob("*"))
+
+
 def damaged_host(kind: str, host: Path, folder: Path) -> None:
     """Copies a host and breaks it in the way that `kind` says."""
     shutil.copytree(host, folder)
@@ -164,7 +200,20 @@ def damaged_host(kind: str, host: Path, folder: Path) -> None:
         config["mm_vision_tower"] = "openai/clip-vit-large-patch14-336"
     elif kind == "awq":
         config["quantization_config"] = {"quant_method": "awq"}
-    if kind in ("unknown", "original", "awq"):
+    elif kind == "layer":
+        config["vision_feature_layer"] = "last"
+    elif kind == "no object":
+        (folder / "config.json").write_text("[]")
+    elif kind == "no index":
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text("{")
+    elif kind == "adapter":
+        (folder / "adapter_config.json").write_text("{}")
+    elif kind == "not normalised":
+        settings = json.loads((folder / "processor_config.json").read_text())
+        settings["image_processor"] |= {"do_normalize": False, "image_mean": None}
+        (folder / "processor_config.json").write_text(json.dumps(settings))
+    if kind in ("unknown", "original", "awq", "layer"):
         (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -177,6 +226,11 @@ def damaged_host(kind: str, host: Path, folder: Path) -> None:
         ("unknown", "type 'vipllava'; a tower can be put into llava, llava_next, llava_onevision"),
         ("original", "original llava package's layout"),
         ("awq", "quantised by 'awq'"),
+        ("layer", "Field 'vision_feature_layer' expected "),
+        ("no object", "config.json holds no JSON object"),
+        ("no index", "model.safetensors.index.json is no JSON"),
+        ("adapter", "holds an adapter, which would be lost: merge it into its host"),
+        ("not normalised", "does not normalise photos"),
         ("tower truncated", "cannot be opened"),
         ("out exists", "exists: choose another one"),
     ],
@@ -239,6 +293,24 @@ def test_the_command_swaps_and_undoes(
     assert AutoConfig.from_pretrained(tmp_path / "a").vision_config.budget == 36
     swap_command(SwapCommand(host=str(tmp_path / "a"), out=tmp_path / "b", undo=True))
     assert hashes(tmp_path / "b") == hashes(hosts["llava"])
+
+
+def test_a_folder_that_exists_is_refused_before_a_host_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(name: str) -> Path:
+        raise AssertionError(f"{name} was fetched")
+
+    monkeypatch.setattr("sfvlm.commands.swap.folder_of", fetched)
+    with pytest.raises(ValueError, match="exists: choose another one"):
+        swap_command(SwapCommand(host="llava-1.5-7b", out=tmp_path))
+
+
+def test_a_folder_may_have_an_at_sign_in_its_path(tower_folder: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "me@work" / "sf49", tmp_path / "sf@2"):
+        shutil.copytree(tower_folder, path)
+        assert split_tower(str(path)) == (str(path), None)
+        assert split_tower(f"{path}@36") == (str(path), 36)
 
 
 def test_the_script_explains_its_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

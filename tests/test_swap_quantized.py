@@ -67,10 +67,25 @@ def test_adapters_meant_for_the_language_model_do_not_hit_the_tower(
     torch.testing.assert_close(logits(reloaded, processor), expected, atol=1e-5, rtol=1e-5)
     assert (expected - logits(opened(swapped_folder)[0], processor)).abs().max() > 1e-3
 
+
+def test_an_adapter_in_the_hosts_tower_is_not_lost_whatever_its_kind(hosts: dict[str, Path]) -> None:
+    from peft import IA3Config, LoraConfig, get_peft_model
+
+    of_llm = r".*language_model.*q_proj"
+    for adapter, said in (
+        (LoraConfig(target_modules=["q_proj", "v_proj"]), "4 modules .*the first is encoder.layers.0.self_attn.v_proj"),
+        (IA3Config(target_modules=["k_proj"], feedforward_modules=[]), "2 modules .*encoder.layers.0.self_attn.k_proj"),
+        (LoraConfig(target_modules=of_llm, modules_to_save=["vision_tower"]), "the first is the tower itself"),
+    ):
+        dense, processor = opened(hosts["llava"])
+        with pytest.raises(ValueError, match=said):
+            swap(get_peft_model(dense, adapter), processor, tiny_tower())
     dense, processor = opened(hosts["llava"])
-    adapter = get_peft_model(dense, LoraConfig(target_modules=["q_proj", "v_proj"]))  # CLIP's too
-    with pytest.raises(ValueError, match=r"8 tensors of an adapter lie in the host's tower"):
-        swap(adapter, processor, tiny_tower())
+    swap(
+        get_peft_model(dense, LoraConfig(target_modules=of_llm, modules_to_save=["multi_modal_projector"])),
+        processor,
+        tiny_tower(),
+    )
 
 
 def test_quantisation_without_its_package_or_with_odd_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +136,7 @@ def test_the_census_finds_a_skip_list_that_matched_nothing(swapped_folder: Path)
 def test_layers_that_cannot_be_multiplied_by_are_named() -> None:
     class Linear4bit(torch.nn.Linear):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
-            assert self.out_features % 32 == 0, "N must be divisible by block_n"
+            assert self.out_features % 32 == 0, "N must be\ndivisible by block_n"
             return super().forward(input.float())
 
     check_products(torch.nn.Sequential(Linear4bit(8, 64), Linear4bit(64, 32)))

@@ -234,6 +234,15 @@ def test_coca_gets_tokens_beside_the_vector_and_odd_grids_are_refused() -> None:
     assert torch.equal(flat["image_intermediates"][0], tower(PIXELS, num_tokens=7).last_hidden_state[:, 1:])
 
 
+def test_a_number_of_tokens_that_is_none_is_refused_by_open_clip_too() -> None:
+    clip = tiny_clip()
+    for count in (0, -3):
+        with pytest.raises(ValueError, match=f"num_tokens is {count}; a photo needs at least 1 token"):
+            swap_open_clip(clip, student_of(clip, 4), count)
+    with pytest.raises(ValueError, match="there are 16 patches to choose from"):
+        OpenClipVisual(tiny_model("chosen"), 17)
+
+
 def test_a_tower_in_another_space_is_refused() -> None:
     clip = tiny_clip()
     dense = clip.visual

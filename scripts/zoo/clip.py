@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from sfvlm.decode import UnreadablePhoto
+from sfvlm.devices import usable_device
+from sfvlm.files import write_text
 from sfvlm.images import names_hash
 from sfvlm.scene_texts import CLASS_NAMES, COLORS, SHAPES, class_prompt
 from sfvlm.teachers import Teacher, open_teacher
@@ -35,8 +36,8 @@ from sfvlm.views import EpochSampler, Selection, evaluation_view, normalize, tra
 
 from .clip_model import image_processor, new_clip, train_tokenizer
 from .llava_model import LAYER
-from .loop import Stage, train
-from .sources import PHOTOS, SCENES, VISION_TRANSFORMER, CenterViews, Data, RecipeOptions, scenes_of
+from .loop import Stage, begin, train
+from .sources import PHOTOS, SCENES, VISION_TRANSFORMER, Data, RecipeOptions, center_views, scenes_of
 
 HALF = (0.5, 0.5, 0.5)
 THINGS = (*SHAPES, *"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -62,28 +63,35 @@ class ClipOptions(RecipeOptions):
 
 
 def build_clip(options: ClipOptions) -> Path:
-    """Trains from the newest checkpoint in `out`, or from nothing, and writes the folder `out/model`."""
+    """Trains from the newest checkpoint in `out`, or from nothing, and writes the folder `out/model`.
+
+    Raises:
+        ValueError: `out` holds a run of another recipe, or something of `data` is missing or damaged.
+    """
     torch.manual_seed(options.seed)
     data = Data(options.data)
-    options.out.mkdir(parents=True, exist_ok=True)
-    device = torch.device(options.device)
+    device = usable_device(options.device)
     teacher = open_teacher(f"timm:vit_tiny_patch16_224:{data.path(VISION_TRANSFORMER)}")
     photos = data.training_photos(PHOTOS, options.scenes)
-    features = photo_features(teacher, photos, options, device)
+    begin(options.out, options.shared(photos) | {"teacher_sha256": teacher.sha256})
     tokenizer = train_tokenizer([*data.captions(), *_prompts()], options.vocabulary)
+    features = photo_features(teacher, photos, options, device)
     some = torch.stack([_center(photos, index) for index in range(0, len(photos), max(1, len(photos) // 64))])
     clip: Any = new_clip(teacher.model, tokenizer, features.pooled.mean(0), normalize(some, HALF, HALF))
     learner = ClipLearner(clip, tokenizer, teacher, features, options.autocast).to(device)
     text = Stage("text", options.text_steps, {"clip.text": 1e-3, "clip.logit_scale": 1e-3, "clip.visual": 1e-4})
     texts = partial(text_batches, photos, options)
-    train(text, learner, texts, learner.text_loss, options.out, device)
+    settings = {"precision": options.precision, "batch": options.text_batch}
+    train(text, learner, texts, learner.text_loss, options.out, device, settings)
     first = clip.config.vision_config.num_hidden_layers - options.tuned_blocks
     layers = {
         f"clip.vision_model.encoder.layers.{layer}.": 1e-4 for layer in range(first, first + options.tuned_blocks)
     }
     rates = {"clip.text": 3e-4, "clip.logit_scale": 1e-3, "clip.visual": 3e-4, "clip.vision_model.post": 1e-4}
     both = Stage("both", options.both_steps, rates | layers | {"local": 1e-3}, save_every=50)
-    train(both, learner, partial(photo_batches, photos, options), learner.both_loss, options.out, device)
+    views = partial(photo_batches, photos, options)
+    settings = {"precision": options.precision, "batch": options.both_batch}
+    train(both, learner, views, learner.both_loss, options.out, device, settings)
     folder = options.out / "model"
     clip.half().float().save_pretrained(folder)  # as it will be shipped: what is trained on it sees the same tower
     tokenizer.save_pretrained(folder)
@@ -111,8 +119,7 @@ def photo_features(teacher: Teacher, photos: Selection, options: ClipOptions, de
         described.unlink(missing_ok=True)  # what it describes is about to change
         model = teacher.model.to(device).eval()
         pooled, guesses, captions, labels = [], [], [], []
-        loader = DataLoader(CenterViews(photos), 64, num_workers=options.workers, collate_fn=list)
-        for batch in tqdm(loader, desc="features", mininterval=5):
+        for batch in center_views(photos, options.workers):
             pixels = torch.stack([item["pixels"] for item in batch]).to(device)
             said = model(normalize(pixels, HALF, HALF))
             pooled.append(model.head.norm(said.hidden_states[-1][:, 0]).cpu().numpy())
@@ -120,7 +127,7 @@ def photo_features(teacher: Teacher, photos: Selection, options: ClipOptions, de
             captions += [item["captions"] for item in batch]
             labels += [item["label"] if item["key"].startswith(SCENES) else -1 for item in batch]
         np.savez(file, pooled=np.concatenate(pooled), guesses=np.concatenate(guesses), labels=np.array(labels))
-        described.write_text(json.dumps({"key": key, "captions": captions}))
+        write_text(described, json.dumps({"key": key, "captions": captions}))
     saved = np.load(file)
     captions = [tuple(texts) for texts in json.loads(described.read_text())["captions"]]
     as_tensor = torch.from_numpy
@@ -252,17 +259,19 @@ class ClipLearner(nn.Module):
         ]
         scene_prompts = [class_prompt(name) for name in CLASS_NAMES]
         # Apart, because each is filled up to its longest.
-        captions_, prompts_, scenes_ = self._encode(chosen), self._encode(prompts), self._encode(scene_prompts)
+        prompts_, scenes_ = self._encode(prompts), self._encode(scene_prompts)
 
-        matches = scale * images[captioned] @ captions_.T
-        target = torch.arange(len(chosen), device=matches.device)
-        parts = {"captions": 0.5 * (F.cross_entropy(matches, target) + F.cross_entropy(matches.T, target))}
+        parts: dict[str, Tensor] = {}
+        if chosen:
+            matches = scale * images[captioned] @ self._encode(chosen).T
+            target = torch.arange(len(chosen), device=matches.device)
+            parts["captions"] = 0.5 * (F.cross_entropy(matches, target) + F.cross_entropy(matches.T, target))
         photo = labels < 0
         if photo.any():
             soft = guesses[photo][:, classes].softmax(-1).to(images)
             parts["classes"] = F.cross_entropy(scale * images[photo] @ prompts_.T, soft)
         rows = self._project(self.class_features[classes.to(self.mean.device)])
-        target = torch.arange(len(classes), device=matches.device)
+        target = torch.arange(len(classes), device=rows.device)
         parts["rows"] = 0.5 * F.cross_entropy(scale * rows @ prompts_.T, target)
         if not photo.all():
             parts["scenes"] = 0.5 * F.cross_entropy(

@@ -21,11 +21,18 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> CLIPTokenizer:
-    """A lower-case byte-pair tokenizer in CLIP's own format, of at most `vocabulary` entries."""
+    """A lower-case byte-pair tokenizer in CLIP's own format, of at most `vocabulary` entries.
+
+    Raises:
+        ValueError: The letters alone need more.
+    """
     form = CLIPTokenizer().backend_tokenizer
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = form.normalizer, form.pre_tokenizer
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    least = 2 * len(letters) + 2  # within a word and at its end, and the two marks
+    if vocabulary < least:
+        raise ValueError(f"vocabulary is {vocabulary}; letters and marks alone are {least} entries.")
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - 2 - len(letters),  # room for the two marks, and for letters that end a word
         initial_alphabet=letters,

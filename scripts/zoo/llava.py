@@ -29,17 +29,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 from transformers import CLIPModel, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from sfvlm.decode import Photo
-from sfvlm.files import replacing
+from sfvlm.devices import usable_device
+from sfvlm.files import replacing, write_text
 from sfvlm.images import names_hash
 from sfvlm.views import EpochSampler, Selection, normalize
 
 from .clip import HALF
 from .llava_model import IMAGE, LAYER, new_llava, new_processor, train_tokenizer
-from .loop import Stage, train
+from .loop import Stage, begin, train
 from .patch_words import NO_WORD, object_words, photo_word_loss, word_loss
 from .questions import (
     Turn,
@@ -51,7 +51,7 @@ from .questions import (
     source_of,
     telling_words,
 )
-from .sources import IMAGENETTE, LLAVA_SCENES, TALKED_OF, CenterViews, Data, RecipeOptions
+from .sources import IMAGENETTE, LLAVA_SCENES, TALKED_OF, Data, RecipeOptions, center_views
 
 NO_LABEL = -100
 LAID_OUT = ("ids", "labels", "turn", "positions", "weights")
@@ -96,13 +96,20 @@ class Lesson:
 
 
 def build_llava(options: LlavaOptions) -> Path:
-    """Trains from the newest checkpoints in `out`, or from nothing, and writes the folder `out/model`."""
+    """Trains from the newest checkpoints in `out`, or from nothing, and writes the folder `out/model`.
+
+    Raises:
+        ValueError: `out` holds a run of another recipe, `clip` is no folder of a CLIP, or something of `data` is missing or damaged.
+    """
     torch.manual_seed(options.seed)
-    options.out.mkdir(parents=True, exist_ok=True)
-    device = torch.device(options.device)
+    device = usable_device(options.device)
     photos = Data(options.data).training_photos(TALKED_OF, options.scenes, LLAVA_SCENES)
+    if not (options.clip / "config.json").is_file():
+        raise ValueError(f"{options.clip} holds no CLIP: --clip is the folder OUT/model of `build_zoo.py clip`.")
     clip: Any = CLIPModel.from_pretrained(options.clip, dtype=torch.float32)
-    tokens, said = photo_tokens(clip, photos, options, device)
+    tower = f"{float(sum(tensor.double().sum() for tensor in clip.vision_model.state_dict().values())):.6f}"
+    begin(options.out, options.shared(photos) | {"tower": tower})
+    tokens, said = photo_tokens(clip, photos, f"{tower} {names_hash(photos)}", options, device)
     whole = partial(photo_turns, class_names=IMAGENETTE, shown=shares_shown(said))
     tokenizer = _tokenizer(said, whole, options)
     some = torch.from_numpy(tokens[:: max(1, len(tokens) // 256)].astype(np.float32)).flatten(0, 1)
@@ -122,7 +129,8 @@ def build_llava(options: LlavaOptions) -> Path:
     for lesson in lessons:
         examples = Conversations(tokens, said, lesson, tokenizer, options.seed)
         batches = partial(conversation_batches, examples, lesson.batch, options, lesson.stage.name)
-        train(lesson.stage, learner, batches, learner.loss, options.out, device)
+        settings = {"precision": options.precision, "batch": lesson.batch}
+        train(lesson.stage, learner, batches, learner.loss, options.out, device, settings)
     folder = options.out / "model"
     llava.half().float().save_pretrained(folder)  # as it will be shipped
     new_processor(tokenizer, clip.config.vision_config.patch_size).save_pretrained(folder)
@@ -146,28 +154,25 @@ def _repeats(photo: Photo) -> int:
 
 @torch.no_grad()
 def photo_tokens(
-    clip: Any, photos: Selection, options: LlavaOptions, device: torch.device
+    clip: Any, photos: Selection, key: str, options: LlavaOptions, device: torch.device
 ) -> tuple[np.ndarray, list[Photo]]:
     """Patch tokens (photos, patches, D) in half precision, on disk; and what is said of each photo, without its pixels."""
     vision = clip.config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
     file, described = options.out / "tokens.npy", options.out / "photos.json"
-    checksum = float(sum(tensor.double().sum() for tensor in clip.vision_model.state_dict().values()))
-    key = f"{checksum:.6f} {names_hash(photos)}"
     if not (described.exists() and json.loads(described.read_text())["key"] == key):
         described.unlink(missing_ok=True)  # what it describes is about to change
         tower = clip.vision_model.to(device).eval()
         shape = (len(photos), patches, vision.hidden_size)
         tokens = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
         said: list[dict[str, Any]] = []
-        loader = DataLoader(CenterViews(photos), 64, num_workers=options.workers, collate_fn=list)
-        for batch in tqdm(loader, desc="features", mininterval=5):
+        for batch in center_views(photos, options.workers):
             pixels = normalize(torch.stack([item.pop("pixels") for item in batch]).to(device), HALF, HALF)
             read = tower(pixels, output_hidden_states=True).hidden_states[LAYER][:, 1:]
             tokens[len(said) : len(said) + len(batch)] = read.half().cpu().numpy()
             said += batch
         tokens.flush()
-        described.write_text(json.dumps({"key": key, "photos": said}))
+        write_text(described, json.dumps({"key": key, "photos": said}))
     items = json.loads(described.read_text())["photos"]
     blank: Any = None
     kept = [Photo(blank, item["key"], item["label"], tuple(item["captions"]), item["meta"]) for item in items]

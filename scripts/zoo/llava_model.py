@@ -30,7 +30,16 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level byte-pair tokenizer; digits stand alone."""
+    """A byte-level byte-pair tokenizer of at most `vocabulary` entries; digits stand alone.
+
+    Raises:
+        ValueError: The letters alone need more.
+    """
+    letters, marks = pre_tokenizers.ByteLevel.alphabet(), [START, END, PAD, IMAGE]
+    if vocabulary < len(letters) + len(marks):
+        raise ValueError(
+            f"vocabulary is {vocabulary}; letters and marks alone are {len(letters) + len(marks)} entries."
+        )
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -38,8 +47,8 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
     learner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[START, END, PAD, IMAGE],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=marks,
+        initial_alphabet=letters,
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)

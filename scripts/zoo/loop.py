@@ -5,12 +5,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sfvlm.checkpoints import differences, list_checkpoints, load_checkpoint, save_checkpoint
+from sfvlm.checkpoints import differences, list_checkpoints, load_checkpoint, make_folder, save_checkpoint
+from sfvlm.files import write_json
+from sfvlm.metrics_log import MetricsLog
 from sfvlm.optimization import rate_at
 
 
@@ -26,6 +29,20 @@ class Stage:
     save_every: int = 100
 
 
+def begin(out: Path, recipe: dict[str, Any]) -> None:
+    """Makes the folder of a run, which says what all its stages share.
+
+    Raises:
+        ValueError: It cannot be made, or holds a run of another recipe; what differs is named.
+    """
+    make_folder(out)
+    path = out / "recipe.json"
+    then = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if changes := differences(recipe | then, recipe):
+        raise ValueError(f"{out} holds a run of another recipe ({changes}): give another --out, or remove it.")
+    write_json(path, recipe)
+
+
 def train(
     stage: Stage,
     model: nn.Module,
@@ -33,6 +50,7 @@ def train(
     loss_of: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     out: Path,
     device: torch.device,
+    settings: dict[str, Any],
 ) -> None:
     """Trains `model` in place, from the newest checkpoint in `out` if there is one.
 
@@ -43,6 +61,7 @@ def train(
         loss_of: Batch -> named parts of the loss, each already weighted; their sum is minimised.
         out: Folder for checkpoints and `STAGE.jsonl`.
         device: Where the batches go.
+        settings: What else a checkpoint must have been made with.
 
     Raises:
         ValueError: The loss is not finite, or the checkpoint is of a stage with other settings.
@@ -51,21 +70,22 @@ def train(
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     peaks = [group["lr"] for group in optimizer.param_groups]
     folder = out / "checkpoints" / stage.name
-    recipe = {"stage": {name: value for name, value in asdict(stage).items() if name != "save_every"}}
+    recipe = {name: value for name, value in asdict(stage).items() if name != "save_every"} | settings
     step = 0
     checkpoints = list_checkpoints(folder)
     if checkpoints:
         tensors, state, then = load_checkpoint(checkpoints[-1], device)
-        if changes := differences(recipe | then, recipe):
+        if changes := differences(recipe | then.get("stage", {}), recipe):
             raise ValueError(f"{checkpoints[-1]} is of another recipe ({changes}): give another --out, or remove it.")
         model.load_state_dict(tensors["model"])
         optimizer.load_state_dict(state)
         step = int(checkpoints[-1].name.rpartition("-")[2])
     trained = [parameter for group in groups for parameter in group["params"]]
-    log = (out / f"{stage.name}.jsonl").open("a", encoding="utf-8")
+    log = MetricsLog(out / f"{stage.name}.jsonl")
+    log.rewind(step)
     model.train()
     start, since = time.monotonic(), step
-    with log, tqdm(total=stage.steps, initial=step, desc=stage.name, mininterval=5) as bar:
+    with tqdm(total=stage.steps, initial=step, desc=stage.name, mininterval=5) as bar:
         for batch in batches(step) if step < stage.steps else ():
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate_at(step, stage)
@@ -82,11 +102,12 @@ def train(
             if step % 10 == 0 or step == stage.steps:
                 values = {name: round(value.item(), 4) for name, value in parts.items()}
                 seconds = (time.monotonic() - start) / (step - since)
-                log.write(json.dumps({"step": step, **values, "seconds_a_step": round(seconds, 3)}) + "\n")
-                log.flush()
+                log.add({"step": step, **values, "seconds_a_step": round(seconds, 3)})
                 bar.set_postfix(values, refresh=False)
             if step % stage.save_every == 0 or step == stage.steps:
-                save_checkpoint(folder, step, {"model": model.state_dict()}, optimizer.state_dict(), recipe, keep=1)
+                save_checkpoint(
+                    folder, step, {"model": model.state_dict()}, optimizer.state_dict(), {"stage": recipe}, keep=1
+                )
             if step == stage.steps:
                 break
     model.eval()

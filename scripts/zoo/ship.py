@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfvlm.files import write_text
+from sfvlm.files import write_json
 from sfvlm.packing import store_half, store_without_tower
 from sfvlm.zoo import WEIGHTS, shipped
 
@@ -26,13 +26,21 @@ class ShipOptions:
     """Folder of the SparseFormer bootstrapped from it."""
 
 
-def name_without_folders(described: Path) -> None:
-    """The files a `bootstrap.json` names, by their names alone: where they lay is nobody's business."""
+def name_without_folders(folder: Path) -> None:
+    """The files that a folder's `bootstrap.json` and `inheritance.json` name, by their names alone: where they lay is nobody's
+    business."""
+    described, inherited = folder / "bootstrap.json", folder / "inheritance.json"
     facts = json.loads(described.read_text(encoding="utf-8"))
-    facts["photos"] = [source.rpartition("/")[2] for source in facts["photos"]]
+    facts["photos"] = [_last(source) for source in facts["photos"]]
     for part in (facts, facts.get("host") or {}, facts["options"]):
-        part |= {name: part[name].rpartition("/")[2] for name in PATHS if part.get(name)}
-    write_text(described, json.dumps(facts, indent=1) + "\n")
+        part |= {name: _last(part[name]) for name in PATHS if part.get(name)}
+    write_json(described, facts)
+    origin = json.loads(inherited.read_text(encoding="utf-8"))
+    write_json(inherited, origin | {name: _last(origin[name]) for name in ("teacher", "earlier") if origin[name]})
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def ship(options: ShipOptions) -> None:
@@ -50,7 +58,7 @@ def ship(options: ShipOptions) -> None:
         stored.append("llava-tiny")
     if options.sparseformer is not None:
         store_half(options.sparseformer, WEIGHTS / "sparseformer-tiny-49")
-        name_without_folders(WEIGHTS / "sparseformer-tiny-49" / "bootstrap.json")
+        name_without_folders(WEIGHTS / "sparseformer-tiny-49")
         stored.append("sparseformer-tiny-49")
     for name in stored:
         shutil.copyfile(CARDS / f"{name}.md", WEIGHTS / name / "README.md")

@@ -4,14 +4,17 @@ One folder holds the shards: Flickr8k with captions, Imagenette, COCO with boxes
 and the ImageNet vision transformer that everything starts from. Rendered scenes need no file.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
-from sfvlm.images import Photos, open_photos, readable
+from sfvlm.decode import UnreadablePhoto
+from sfvlm.images import Photos, names_hash, open_photos, readable
 from sfvlm.views import Selection, evaluation_view
 from sfvlm.vqa_sources import COCO_HELD_OUT, DAQUAR_HELD_OUT, photo_split
 
@@ -73,7 +76,7 @@ def scenes_of(photos: Photos | Selection, index: int) -> bool:
 
 
 class CenterViews(Dataset[dict[str, Any]]):
-    """The centre of each photo, and what is said of it."""
+    """The centre of each photo, and what is said of it; of one that cannot be read, why."""
 
     def __init__(self, photos: Selection) -> None:
         self.photos = photos
@@ -82,9 +85,26 @@ class CenterViews(Dataset[dict[str, Any]]):
         return len(self.photos)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        photo = self.photos[index]
+        try:
+            photo = self.photos[index]
+        except UnreadablePhoto as error:  # raised in another process, it would be a traceback
+            return {"unreadable": str(error)}
         said = {name: getattr(photo, name) for name in ("key", "label", "captions", "meta")}
         return {"pixels": evaluation_view(photo.image, 224), **said}
+
+
+def center_views(photos: Selection, workers: int) -> Iterator[list[dict[str, Any]]]:
+    """The `CenterViews` of all photos in their order, 64 at once.
+
+    Raises:
+        ValueError: A photo cannot be read.
+    """
+    loader = DataLoader(CenterViews(photos), 64, num_workers=workers, collate_fn=list)
+    for batch in tqdm(loader, desc="features", mininterval=5):
+        for item in batch:
+            if "unreadable" in item:
+                raise ValueError(f"The photo {item['unreadable']}: the recipe needs its shards whole.")
+        yield batch
 
 
 @dataclass(frozen=True)
@@ -107,6 +127,11 @@ class RecipeOptions:
     """Where to train."""
     precision: Literal["no", "bf16"] = "no"
     """Of the towers and the language model; bf16 pays on GPUs, and on CPUs that multiply in it. Losses stay in float32."""
+
+    def shared(self, photos: Selection) -> dict[str, Any]:
+        """What all stages of a recipe share."""
+        named = {name: getattr(self, name) for name in ("scenes", "vocabulary", "seed")}
+        return named | {"photos": names_hash(photos)}
 
     def autocast(self) -> torch.autocast:
         """What towers and language models run under."""

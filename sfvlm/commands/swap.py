@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..cli import say
+from ..files import check_absent
 from ..reduce import REDUCE, reduce_host
 from ..swap_folders import swap_folder, undo_folder
 from ..zoo import folder_of, resolve
@@ -36,6 +37,7 @@ def swap_command(command: SwapCommand) -> None:
             f"Wrote {command.out}: the dense host of {tokens['before']} tokens a {tokens['of_each']} again, bit for bit."
         )
         return
+    check_absent(command.out)  # before a host is downloaded
     host, num_tokens = folder_of(command.host), command.num_tokens
     if command.tower.startswith(REDUCE):
         tower = reduce_host(host, command.tower.removeprefix(REDUCE), num_tokens)
