@@ -44,9 +44,10 @@ format: setup
 	$(BIN)/ruff format .
 
 # Bootstraps a SparseFormer, measures it beside its teacher and the shipped, longer trained one, and draws where it looks.
+# Interrupted, it continues.
 # Own teacher and photos: make quickstart TEACHER=openai/clip-vit-base-patch16 PHOTOS=/data/photos
 quickstart: setup
-	$(BIN)/python scripts/bootstrap_clip.py --teacher "$(TEACHER)" --photos $(PHOTOS) --out $(OUT) --steps $(STEPS)
+	$(BIN)/python scripts/bootstrap_clip.py --teacher "$(TEACHER)" --photos $(PHOTOS) --out $(OUT) --steps $(STEPS) --resume
 	$(BIN)/python eval/zeroshot.py --model $(OUT) $(BESIDE) --data scenes:300:7 --out $(OUT)/zeroshot.json
 	$(BIN)/sfvlm boxes --model $(OUT) --photo scenes:1:7 --out $(OUT)/boxes.png
 	@echo
