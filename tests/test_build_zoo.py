@@ -29,6 +29,7 @@ from sfvlm.scenes import render_scene
 from sfvlm.teachers import open_teacher
 from sfvlm.views import Selection
 from sfvlm.vqa_questions import SHORT_ANSWER
+from sfvlm.zoo import WEIGHTS
 
 SCRIPTS = str(Path(__file__).parents[1] / "scripts")
 sys.path.insert(0, SCRIPTS)
@@ -57,7 +58,7 @@ from zoo.questions import (  # noqa: E402
     shares_shown,
     telling_words,
 )
-from zoo.ship import name_without_folders  # noqa: E402
+from zoo.ship import ShipOptions, name_without_folders, ship  # noqa: E402
 from zoo.sources import IMAGENETTE, PHOTOS, TALKED_OF, Data, center_views  # noqa: E402
 
 sys.path.remove(SCRIPTS)
@@ -447,3 +448,17 @@ def test_what_is_shipped_names_no_folder(tmp_path):
     assert facts["photos"] == ["a.tar", "scenes:4:5"]
     assert facts["options"] == {"leave_out": "names.txt", "host_prompts": None, "seed": 4}
     assert (facts["teacher"], facts["started_from"], facts["host"]) == ("clip-tiny", "one", {"source": "llava"})
+
+
+def test_a_card_written_by_hand_stays_when_its_model_is_stored_anew(tmp_path, monkeypatch):
+    given = tmp_path / "given"
+    shutil.copytree(WEIGHTS / "clip-tiny", given)
+    (given / "README.md").write_text("By a program.")
+    stored = tmp_path / "weights" / "clip-tiny"
+    stored.mkdir(parents=True)
+    (stored / "config.json").write_text("{}")
+    (stored / "README.md").write_text("By hand.")
+    monkeypatch.setattr("zoo.ship.WEIGHTS", stored.parent)
+    ship(ShipOptions(clip=given))
+    assert (stored / "model.safetensors").is_file()
+    assert (stored / "README.md").read_text() == "By hand."

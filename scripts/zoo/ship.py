@@ -1,7 +1,6 @@
-"""Puts trained models into the package, in half precision, each with its card."""
+"""Puts trained models into the package, in half precision. Their cards are written by hand, there, and stay."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from sfvlm.files import write_json
 from sfvlm.packing import store_half, store_without_tower
 from sfvlm.zoo import WEIGHTS, shipped
 
-CARDS = Path(__file__).parent / "cards"
+CARD = "README.md"
 PATHS = ("teacher", "started_from", "source", "leave_out", "host_prompts", "teacher_cache")
 LIMIT = 45_000_000  # bytes, all together
 
@@ -44,24 +43,21 @@ def _last(path: str) -> str:
 
 
 def ship(options: ShipOptions) -> None:
-    """Stores the given models and their cards.
+    """Stores the given models. A card that describes an earlier one has to be written anew.
 
     Raises:
         ValueError: All shipped models together are too large; or as the functions of `sfvlm.packing`.
     """
-    stored: list[str] = []
+    cards = {folder: (folder / CARD).read_bytes() for folder in WEIGHTS.iterdir() if (folder / CARD).is_file()}
     if options.clip is not None:
         store_half(options.clip, WEIGHTS / "clip-tiny")
-        stored.append("clip-tiny")
     if options.llava is not None:
         store_without_tower(options.llava, WEIGHTS / "clip-tiny", WEIGHTS / "llava-tiny")
-        stored.append("llava-tiny")
     if options.sparseformer is not None:
         store_half(options.sparseformer, WEIGHTS / "sparseformer-tiny-49")
         name_without_folders(WEIGHTS / "sparseformer-tiny-49")
-        stored.append("sparseformer-tiny-49")
-    for name in stored:
-        shutil.copyfile(CARDS / f"{name}.md", WEIGHTS / name / "README.md")
+    for folder, card in cards.items():
+        (folder / CARD).write_bytes(card)
     sizes = shipped()
     print("\n".join(f"{name:24} {size / 1e6:5.1f} MB" for name, size in sizes.items()))
     if sum(sizes.values()) > LIMIT:
