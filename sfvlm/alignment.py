@@ -39,7 +39,8 @@ class Objective:
 
     Attributes:
         pooled: Weight of `pooled_cosine`. With a host, and neither `projected` nor `answers` given, 1 counts as not asked for.
-        tokens: Weight of `anchored_tokens`, for hosts that read tokens; 0 leaves them free.
+        tokens: Weight of `anchored_tokens`, for hosts that read tokens; 0 leaves them free. With a host, and neither
+            `projected` nor `answers` given, 1 instead of 0, at the host's own layer.
         layer: The teacher's layer whose tokens are matched, as LLaVA counts (-2: the last block but one; 0 and more: from the
             front).
         projected: Weight of `projected_tokens`; needs a host, whose own layer counts.
@@ -77,10 +78,17 @@ class Objective:
         return replace(self, layer=layer)
 
 
-def for_host(asked: Objective) -> Objective:
-    """What is matched for a host, where nothing is asked of it: what it reads and answers, and a pooled vector if asked for."""
+def for_host(asked: Objective, layer: int) -> Objective:
+    """What is matched for a host, where nothing is asked of it: its tokens in front of the projector and behind it, and its
+    answers; and a pooled vector if asked for.
+
+    Args:
+        asked: What was asked for besides.
+        layer: The deepest that the host reads, counted from the end.
+    """
     pooled = 0.0 if asked.pooled == Objective().pooled else asked.pooled
-    return replace(asked, pooled=pooled, projected=1.0, answers=1.0)
+    tokens = {} if asked.tokens else {"tokens": 1.0, "layer": layer}
+    return replace(asked, pooled=pooled, projected=1.0, answers=1.0, **tokens)
 
 
 def pooled_cosine(student: SparseFormerOutput, target: Target) -> Tensor:

@@ -72,6 +72,6 @@ def test_parts_are_weighted_and_reported_unweighted() -> None:
 
 
 def test_for_a_host_what_was_asked_for_stands_but_its_words_count() -> None:
-    assert for_host(Objective()) == Objective(pooled=0.0, projected=1.0, answers=1.0)
-    asked = for_host(Objective(pooled=0.5, tokens=0.2, layer=-1, saliency=0.3, anchor="nearest"))
+    assert for_host(Objective(), -3) == Objective(pooled=0.0, tokens=1.0, layer=-3, projected=1.0, answers=1.0)
+    asked = for_host(Objective(pooled=0.5, tokens=0.2, layer=-1, saliency=0.3, anchor="nearest"), -3)
     assert asked == Objective(0.5, 0.2, -1, projected=1.0, answers=1.0, saliency=0.3, anchor="nearest")

@@ -298,7 +298,7 @@ def test_what_a_host_does_not_read_is_not_trained(
     depth = teacher.config.num_hidden_layers
     config = student_config(teacher.config, focusing=focusing, num_tokens=4, coarse_blocks=1)
     student, report = inherit(teacher, config, depth)
-    objective = for_host(Objective(saliency=0.0))
+    objective = for_host(Objective(saliency=0.0), -2)
     options = BootstrapOptions(**(QUICK | dict(steps=1, eval_every=0, host_turns=1, objective=objective)))
     host = open_host(hosts["llava"], device="cpu")
     bootstrap(teacher, student, report, open_photos(photo_folder), tmp_path / "out", options, host=host)

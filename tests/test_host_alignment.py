@@ -81,7 +81,7 @@ def test_at_the_full_grid_an_untrained_student_is_told_nothing_new(
     reader, teacher = HostReader(model, processor), open_teacher(llava)
     config = student_config(teacher.config, num_tokens=16, focusing=focusing, for_host=True)
     student, _ = inherit(teacher, config)
-    objective = for_host(Objective(anchor=anchor))
+    objective = for_host(Objective(anchor=anchor), -2)
     targets = TeacherTargets(teacher.model, config, objective, None, reader)
     views = ViewDataset(photos_of(photo_folder, 2), 56, training=False, seed=0)
     batch = collate_views([views[0, 0], views[0, 1]])
@@ -90,8 +90,8 @@ def test_at_the_full_grid_an_untrained_student_is_told_nothing_new(
     with torch.no_grad():
         total, parts = align(student(pixels, output_hidden_states=True), target, objective, reader)
         _, fewer = align(student(pixels, 4, output_hidden_states=True), target, objective, reader)
-    assert parts.keys() == {"projected", "answers"} | ({"saliency"} if focusing == "chosen" else set())
-    assert parts["projected"] + parts["answers"] == pytest.approx(0, abs=1e-6)
+    assert parts.keys() == {"tokens", "projected", "answers"} | ({"saliency"} if focusing == "chosen" else set())
+    assert parts["tokens"] + parts["projected"] + parts["answers"] == pytest.approx(0, abs=1e-6)
     assert total == pytest.approx(sum(parts.values()).item())
     assert fewer["projected"] > 1e-3
     assert fewer["answers"] > 1e-6
@@ -237,15 +237,15 @@ def test_other_peoples_fields_of_these_names_are_no_prompts(field: str, value: A
 def run(host: Path, photos: Path, out: Path, **changes: Any) -> dict[str, float]:
     teacher = open_teacher(host)
     student, report = inherit(teacher, student_config(teacher.config, focusing="inherited", num_tokens=4), 1)
-    options = BootstrapOptions(**(QUICK | {"objective": for_host(Objective())} | changes))
+    options = BootstrapOptions(**(QUICK | {"objective": for_host(Objective(), -2)} | changes))
     return bootstrap(teacher, student, report, open_photos(photos), out, options, host=open_host(host, device="cpu"))
 
 
 def test_a_host_is_kept_and_its_words_come_nearer(llava: Path, photo_folder: Path, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in opened(llava)[0].state_dict().items()}
-    result = run(
-        llava, photo_folder, tmp_path / "out", steps=24, batch_size=8, learning_rate=3e-3, budgets=(4, 9), warmup=0.1
-    )
+    objective = Objective(pooled=0.0, projected=1.0, answers=1.0)
+    quick = dict(steps=24, batch_size=8, learning_rate=3e-3, budgets=(4, 9), warmup=0.1, objective=objective)
+    result = run(llava, photo_folder, tmp_path / "out", **quick)
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["answers"] for line in lines if "answers" in line]
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])

@@ -17,6 +17,7 @@ from ..configuration import CHOICE, Focusing, SparseFormerConfig
 from ..export import open_student
 from ..images import open_photos
 from ..inherit import check_descent, inherit, student_config, take_over
+from ..swap_plan import read_host
 from ..teachers import Teacher, open_teacher
 from ..zoo import resolve
 
@@ -97,7 +98,8 @@ def bootstrap_command(command: BootstrapCommand) -> None:
     if command.host is not None:
         host = open_host(command.host, **_place_of_host(options))
         if not options.objective.needs_host:
-            options = replace(options, objective=for_host(options.objective))
+            read = read_host(host.model.config, host.processor).layers
+            options = replace(options, objective=for_host(options.objective, max(read)))
     result = bootstrap(teacher, student, report, photos, command.out, options, host=host, resume=command.resume)
     say(", ".join(f"{name} {value:.4f}" for name, value in result.items()))
     if command.host is None:
