@@ -33,12 +33,12 @@ from .checkpoints import (
     differences,
     list_checkpoints,
     load_checkpoint,
-    make_folder,
     save_checkpoint,
     uninterrupted,
 )
 from .configuration import CHOICE
 from .export import export_student
+from .files import make_folder
 from .host_reader import HostReader
 from .host_texts import Conversations, Interview, read_prompts
 from .images import Photos, named, names_hash, readable

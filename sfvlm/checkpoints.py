@@ -22,18 +22,6 @@ from .files import replacing
 PREFIX = "step-"
 
 
-def make_folder(folder: Path) -> None:
-    """Makes a run's folder where it is missing.
-
-    Raises:
-        ValueError: It cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"The folder {folder} cannot be made: {error.strerror}.") from error
-
-
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Which settings of `now` a resumed work was begun with otherwise, with both values; empty where there are none."""
     return ", ".join(f"{name}: {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name])

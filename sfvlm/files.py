@@ -25,6 +25,18 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it where it is missing.
+
+    Raises:
+        ValueError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"The folder {folder} cannot be made: {error.strerror}.") from error
+
+
 def check_absent(out: Path) -> None:
     """Raises ValueError if there is something where a folder shall be written."""
     if out.exists():
@@ -39,10 +51,7 @@ def appearing(out: Path) -> Iterator[Path]:
         ValueError: It is there, or cannot be written.
     """
     check_absent(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"The folder {out.parent} cannot be made: {error.strerror}.") from error
+    make_folder(out.parent)
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise ValueError(f"The folder {out.parent} cannot be written.")
     with replacing(out) as temporary:

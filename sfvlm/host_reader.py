@@ -7,6 +7,7 @@ Dense and sparse tokens go the same way, so that what the host says of one can b
 Shapes: B photos, N image tokens, D width of the tower, W width of the language model, M predicted tokens, V vocabulary.
 """
 
+import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -158,5 +159,9 @@ def new_cache(model: Any) -> DynamicCache:
 
 def remembering(model: Any, cache: DynamicCache) -> dict[str, Any]:
     """The arguments by which a model reads a cache and adds to it; transformers renamed one in 5.24."""
-    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-    return {name: cache, "use_cache": True}
+    return {_cache_name(type(model)): cache, "use_cache": True}
+
+
+@functools.cache
+def _cache_name(kind: type) -> str:
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"

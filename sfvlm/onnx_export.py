@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration import SparseFormerConfig, layer_from_end
+from .errors import reason
 from .export import image_processor
 from .files import replacing
 from .focusing import ChosenFocusing
@@ -335,4 +336,4 @@ def _open_session(path: Path, threads: int | None) -> Any:
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # each kind of damage has its own
-        raise ValueError(f"{path} cannot be opened by onnxruntime: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} cannot be opened by onnxruntime: {reason(error)}") from error

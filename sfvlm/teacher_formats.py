@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .configuration import CLIP_MEAN, CLIP_STD, SparseFormerConfig
+from .errors import reason
 from .teacher_tables import OPEN_CLIP, TIMM, TRANSFORMERS, rename
 from .zoo import hub_folder
 
@@ -51,7 +52,7 @@ def read_timm(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
             timm.models.load_checkpoint(model, path)
     except Exception as error:  # hub, pickle, safetensors and key errors are of many unrelated types
         raise ValueError(
-            f"The weights of {source!r} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"The weights of {source!r} cannot be read ({type(error).__name__}: {reason(error)}); "
             f"give a file of that model: timm:{name}:/path.safetensors."
         ) from error
     assert isinstance(model, VisionTransformer)
@@ -99,7 +100,7 @@ def read_open_clip(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
     try:
         clip = open_clip.create_model(name, pretrained=pretrained)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"open_clip cannot open {source!r}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"open_clip cannot open {source!r}: {reason(error)}") from error
     return open_clip_vision(clip.visual, source)
 
 

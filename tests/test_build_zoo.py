@@ -10,6 +10,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 
@@ -269,18 +270,20 @@ def test_training_and_chatting_lay_tokens_out_alike(untrained):
     assert trained[: len(chat)] == chat
 
 
+def example(examples: Conversations, tokens: torch.Tensor, turns: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
+    """What is learned from a photo of these patch tokens (patches, D), of which nothing else was said."""
+    laid = examples._lay_out(turns, together=False)
+    found = {name: torch.tensor(values) for name, values in zip(LAID_OUT, laid, strict=True)}
+    found |= {"tokens": tokens, "words": torch.full((len(tokens), 6), NO_WORD)}
+    return found | {"said": torch.zeros(0, dtype=torch.long), "shares": torch.zeros(0)}
+
+
 @torch.no_grad()
 def test_turns_that_share_a_photo_are_learned_as_if_each_stood_alone(untrained):
     llava, tokenizer = untrained
     learner = LlavaLearner(llava, tokenizer)
     examples = Conversations(np.zeros((1, 16, 32), np.float16), [], LESSON, tokenizer, 0)
-    seen = {"tokens": torch.randn(16, 32), "words": torch.full((16, 6), NO_WORD)}
-    seen |= {"said": torch.zeros(0, dtype=torch.long), "shares": torch.zeros(0)}
-
-    def item(turns: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
-        laid = examples._lay_out(turns, together=False)
-        return {name: torch.tensor(values) for name, values in zip(LAID_OUT, laid, strict=True)} | seen
-
+    item = partial(example, examples, torch.randn(16, 32))
     turns = [("What color is it?", "red"), ("And the size?", "small one"), ("Dogs?", "two dogs run")]
     packed = learner.loss(_collate([item(turns)], tokenizer.pad_token_id))["answers"]
     alone = learner.loss(_collate([item([turn]) for turn in turns], tokenizer.pad_token_id))["answers"]
@@ -292,10 +295,7 @@ def test_turns_that_share_a_photo_are_learned_as_if_each_stood_alone(untrained):
 def test_in_bfloat16_the_language_model_multiplies_and_the_loss_does_not(untrained, tmp_path):
     llava, tokenizer = untrained
     examples = Conversations(np.zeros((1, 16, 32), np.float16), [], LESSON, tokenizer, 0)
-    laid = examples._lay_out([("What color is it?", "red"), ("Dogs?", "two dogs run")], together=False)
-    item = {name: torch.tensor(values) for name, values in zip(LAID_OUT, laid, strict=True)}
-    item |= {"tokens": torch.randn(16, 32), "words": torch.full((16, 6), NO_WORD)}
-    item |= {"said": torch.zeros(0, dtype=torch.long), "shares": torch.zeros(0)}
+    item = example(examples, torch.randn(16, 32), [("What color is it?", "red"), ("Dogs?", "two dogs run")])
     batch = _collate([item], tokenizer.pad_token_id)
     layer = llava.model.language_model.layers[0].mlp.up_proj
     kinds = []

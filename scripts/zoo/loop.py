@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sfvlm.checkpoints import differences, list_checkpoints, load_checkpoint, make_folder, save_checkpoint
-from sfvlm.files import write_json
+from sfvlm.checkpoints import differences, list_checkpoints, load_checkpoint, save_checkpoint
+from sfvlm.files import make_folder, write_json
 from sfvlm.metrics_log import MetricsLog
 from sfvlm.optimization import rate_at
 
