@@ -3,6 +3,11 @@
 Shapes: B batch, N tokens (class token included), D width.
 """
 
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +22,18 @@ def check_pixels(pixel_values: Tensor) -> None:
         raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, 3, height, width).")
 
 
+class Proportion(NamedTuple):
+    """What one block adds to its attention among some of the patches, so that it comes out as among all of them.
+
+    Attributes:
+        query: (heads, 1, D / heads), added to every query.
+        bias: (heads, N, N), added to the scores of every query (rows) and key.
+    """
+
+    query: Tensor
+    bias: Tensor
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one fused `qkv`: the name keeps LoRA suffix lists meant for an LLM off the tower."""
 
@@ -26,8 +43,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        x = F.scaled_dot_product_attention(*self.heads(x)).transpose(1, 2)
+    def forward(self, x: Tensor, proportion: Proportion | None = None) -> Tensor:  # (B, N, D) -> (B, N, D)
+        query, key, value = self.heads(x)
+        bias = None
+        if proportion is not None:
+            query, bias = query + proportion.query.to(query.dtype), proportion.bias.to(query.dtype)
+        x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2)
         return self.proj(x.reshape(*x.shape[:2], -1))
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,9 +82,53 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, hidden, activation)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, proportion: Proportion | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), proportion)
         return x + self.mlp(self.norm2(x))
+
+
+class ProportionalAttention(nn.Module):
+    """What attention among n of P patches lacks of attention among all of them, for every block.
+
+    A patch attends to itself once and to the class token once, as in the teacher, and to each other patch that is seen as to
+    (P - 1) / (n - 1) of them: it stands for those that are not seen. So the log of that is added to the scores, times `power`,
+    which each head has of its own and is 1 before any training. Which patches stand for more than others is learned: `query`,
+    0 before any training, is added to the queries in the same proportion. With all patches seen, nothing is added.
+
+    Source: the log of a size in the scores is proportional attention (ToMe, arXiv 2210.09461, section 3), there of merged
+    tokens; that it holds of what was never looked at, and the learned query, are ours.
+    """
+
+    def __init__(self, config: SparseFormerConfig) -> None:
+        super().__init__()
+        self.patches, self.class_tokens = config.teacher_grid**2, int(config.has_cls_token)
+        self.num_heads = config.num_attention_heads
+        self.query = nn.Parameter(torch.empty(config.num_hidden_layers, config.hidden_size))
+        self.power = nn.Parameter(torch.empty(config.num_hidden_layers, config.num_attention_heads))
+
+    def forward(self, lengths: Sequence[int]) -> list[Proportion | None]:
+        """For each block, by how many tokens it is given (class token included); None where nothing is added."""
+        proportions: list[Proportion | None] = []
+        for length, alike in groupby(lengths):
+            first, last = len(proportions), len(proportions) + len(list(alike))
+            share = self._log_share(length - self.class_tokens)
+            if not share:
+                proportions += [None] * (last - first)
+                continue
+            # All blocks of a length at once: on a GPU each small operation costs more than what it computes.
+            query = (share * self.query[first:last]).view(last - first, self.num_heads, 1, -1)
+            bias = self.power[first:last, :, None, None] * (share * self._others(length))  # (blocks, heads, N, N)
+            proportions += map(Proportion, query, bias)
+        return proportions
+
+    def _log_share(self, seen: int) -> float:
+        """Log of how many patches each other one stands for. Never negative: beside a rectangle more are seen than there are."""
+        return max(0.0, math.log(max(1, self.patches - 1) / max(1, seen - 1)))
+
+    def _others(self, length: int) -> Tensor:
+        """(N, N) 1 where a query's key is another patch, 0 where it is its own or the class token's."""
+        others = 1 - torch.eye(length, dtype=self.power.dtype, device=self.power.device)
+        return F.pad(others[:, self.class_tokens :], (self.class_tokens, 0))
 
 
 def attention_received(query: Tensor, key: Tensor, class_tokens: int) -> Tensor:

@@ -53,7 +53,14 @@ from .views import EpochSampler, Selection, SkipLog, ViewBatch, ViewDataset, col
 
 METRICS = "metrics.jsonl"
 # What a resumed run must have been begun with, of the student's configuration.
-ARCHITECTURE = ("image_size", "num_hidden_layers", "coarse_blocks", "glimpse_size", "box_zoom")
+ARCHITECTURE = (
+    "image_size",
+    "num_hidden_layers",
+    "coarse_blocks",
+    "glimpse_size",
+    "box_zoom",
+    "proportional_attention",
+)
 
 
 class NonFiniteLoss(ValueError):

@@ -43,6 +43,8 @@ class BootstrapOptions:
     """Peak rate of fresh weights."""
     box_learning_rate: float = 1e-3
     """Peak rate of the boxes every photo starts from."""
+    proportion_learning_rate: float = 1e-2
+    """Peak rate of what attention makes up for patches that are not looked at: few numbers, which have far to go."""
     weight_decay: float = 0.05
     """AdamW's, on matrices only."""
     warmup: float = 0.05

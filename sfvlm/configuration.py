@@ -45,6 +45,8 @@ class SparseFormerConfig(PreTrainedConfig):
             rest, where patches are chosen. They go through the leading blocks beside the tokens, as their context, and are
             not handed over.
         context_blocks: How many blocks that is.
+        proportional_attention: Whether tokens attend to each other as to all the patches they stand for, where patches are
+            chosen (`sfvlm.blocks.ProportionalAttention`).
         box_shift, box_log_scale: Bounds of one refinement: in box sizes, and in log size. None: unbounded, as published.
         hidden_size ... layer_norm_eps: The cortex: width D, blocks, heads, MLP width, activation, norm epsilon.
         pre_norm: A norm before the first block, as CLIP has.
@@ -81,6 +83,7 @@ class SparseFormerConfig(PreTrainedConfig):
     even_share: float = 1.0
     context_share: float = 0.0
     context_blocks: int = 0
+    proportional_attention: bool = False
     box_shift: float | None = 0.5
     box_log_scale: float | None = 0.7
 

@@ -54,7 +54,13 @@ HOSTS_CHOICE, OWN_CHOICE = dict(even_share=1.0, context_share=0.5), dict(even_sh
 # Student tensors that have no counterpart in a teacher.
 FRESH_TENSORS: dict[str, tuple[str, ...]] = {
     "inherited": ("focusing.token_roi.weight", "focusing.refiner.*", "focusing.memory_norm.*", "focusing.memory.*"),
-    "chosen": ("focusing.saliency_norm.*", "focusing.saliency.*", "focusing.memory_norm.*", "focusing.memory.*"),
+    "chosen": (
+        "focusing.saliency_norm.*",
+        "focusing.saliency.*",
+        "focusing.memory_norm.*",
+        "focusing.memory.*",
+        "proportional.*",
+    ),
     "fresh": ("focusing.*",),
 }
 
@@ -149,7 +155,8 @@ def student_config(
         glimpse_size=teacher.teacher_patch_size,
     )
     if focusing == "chosen":
-        fields |= dict(context_blocks=round((depth - truncate) * 2 / 3), **(HOSTS_CHOICE if for_host else OWN_CHOICE))
+        fields |= dict(context_blocks=round((depth - truncate) * 2 / 3), proportional_attention=True)
+        fields |= HOSTS_CHOICE if for_host else OWN_CHOICE
     if focusing == "fresh":
         fields |= dict(pre_norm=False)
     return SparseFormerConfig(**(fields | overrides))
@@ -247,7 +254,7 @@ def _untrained(folder: Path, report: InheritanceReport) -> set[str]:
 
 
 def freeze(student: SparseFormerModel, tuned_blocks: int) -> set[str]:
-    """Leaves the focusing stage, the class token and the leading blocks trainable; returns the names of what is.
+    """Leaves the focusing stage, proportional attention, the class token and the leading blocks trainable; returns their names.
 
     Raises:
         ValueError: There are not so many blocks.
@@ -255,7 +262,13 @@ def freeze(student: SparseFormerModel, tuned_blocks: int) -> set[str]:
     depth = student.config.num_hidden_layers
     if not 0 <= tuned_blocks <= depth:
         raise ValueError(f"tuned_blocks is {tuned_blocks}, but the student has {depth} blocks.")
-    prefixes = ("focusing.", "cls_token", "pre_norm.", *(f"blocks.{number}." for number in range(tuned_blocks)))
+    prefixes = (
+        "focusing.",
+        "proportional.",
+        "cls_token",
+        "pre_norm.",
+        *(f"blocks.{number}." for number in range(tuned_blocks)),
+    )
     trained = set()
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name.startswith(prefixes))

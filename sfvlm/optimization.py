@@ -33,7 +33,7 @@ def rate_at(step: int, options: Schedule) -> float:
 
 
 def parameter_groups(model: nn.Module, focusing: str, options: BootstrapOptions) -> list[dict[str, Any]]:
-    """Three rates (boxes, fresh, inherited), each with and without weight decay; empty groups left out."""
+    """Four rates (boxes, proportional attention, fresh, inherited), each with and without weight decay; empty groups left out."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -41,6 +41,8 @@ def parameter_groups(model: nn.Module, focusing: str, options: BootstrapOptions)
         name = name.removeprefix("base_model.model.")
         if name.endswith("token_roi.weight"):
             rate, decay = options.box_learning_rate, 0.0
+        elif name.startswith("proportional."):
+            rate, decay = options.proportion_learning_rate, 0.0
         else:
             rate = options.fresh_learning_rate if is_fresh(name, focusing) or "lora_" in name else options.learning_rate
             decay = options.weight_decay if parameter.ndim > 1 else 0.0

@@ -34,7 +34,7 @@ from transformers.utils.generic import ModelOutput
 
 from . import roi
 from .accelerate import accelerate, example_pixels
-from .blocks import AttentionPool, Block, Head, block_sizes, check_pixels
+from .blocks import AttentionPool, Block, Head, Proportion, ProportionalAttention, block_sizes, check_pixels
 from .configuration import SparseFormerConfig
 from .focusing import FOCUSING, FreshFocusing, init_focusing
 
@@ -98,6 +98,8 @@ class SparseFormerModel(PreTrainedModel):
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
         )
         self.blocks = nn.ModuleList(Block(*block_sizes(config)) for _ in range(config.num_hidden_layers))
+        proportional = config.focusing == "chosen" and config.proportional_attention
+        self.proportional = ProportionalAttention(config) if proportional else None
         self.head = Head(config)
         self.post_init()
 
@@ -142,8 +144,11 @@ class SparseFormerModel(PreTrainedModel):
         own, hidden_states = hidden.shape[1], [hidden]
         if focused.context is not None:
             hidden = torch.cat([hidden, self.pre_norm(focused.context)], dim=1)  # (B, 1 + N + its own, D)
+        with_context = min(self.config.context_blocks, len(self.blocks))
+        lengths = [hidden.shape[1]] * with_context + [own] * (len(self.blocks) - with_context)
+        proportions = [None] * len(lengths) if self.proportional is None else self.proportional(lengths)
         for number, block in enumerate(self.blocks):
-            hidden = self._run(block, hidden if number < self.config.context_blocks else hidden[:, :own])
+            hidden = self._run(block, hidden[:, : lengths[number]], proportions[number])
             hidden_states.append(hidden[:, :own])
         hidden = hidden[:, :own]
         pooled, logits = self.head(hidden)
@@ -205,10 +210,10 @@ class SparseFormerModel(PreTrainedModel):
             hidden = self._run(block, hidden)
         return hidden[:, int(self.config.has_cls_token) :]
 
-    def _run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, hidden: Tensor, proportion: Proportion | None = None) -> Tensor:
         if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(block.__call__, hidden)
-        return block(hidden)
+            return self._gradient_checkpointing_func(block.__call__, hidden, proportion)
+        return block(hidden, proportion)
 
     def _wants_hidden_states(self, asked: bool | int | None) -> bool:
         # LLaVA in transformers 5.23 asks by layer number, and layer 0 or -1 must not read as "no".
@@ -226,6 +231,7 @@ class SparseFormerModel(PreTrainedModel):
         | linear, kernels, embeddings | truncated normal, `initializer_range`; biases zero |
         | early conv | Kaiming, fan out |
         | norms | one and zero |
+        | of proportional attention | query zero, power one |
         | of focusing | `init_focusing` |
         """
         if init_focusing(module, self.config):
@@ -244,5 +250,8 @@ class SparseFormerModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, AttentionPool):
             init.trunc_normal_(module.query, std=std)
+        elif isinstance(module, ProportionalAttention):
+            init.zeros_(module.query)
+            init.ones_(module.power)
         elif isinstance(module, SparseFormerModel) and module.cls_token is not None:
             init.trunc_normal_(module.cls_token, std=std)

@@ -66,8 +66,9 @@ def test_context_is_read_by_the_leading_blocks_and_handed_to_nobody():
     # By hand: the context beside the tokens in the first block, and then no more.
     focused = model.focusing(PIXELS, 6, model._first_blocks)
     hidden = torch.cat([output.hidden_states[0], model.pre_norm(focused.context)], dim=1)
+    proportions = model.proportional([9, 7, 7])
     for number, block in enumerate(model.blocks):
-        hidden = block(hidden if number < 1 else hidden[:, :7])
+        hidden = block(hidden if number < 1 else hidden[:, :7], proportions[number])
         torch.testing.assert_close(output.hidden_states[number + 1], hidden[:, :7])
     torch.testing.assert_close(output.last_hidden_state, hidden)
     model.config.context_blocks = 0

@@ -31,6 +31,7 @@ def tiny_config(focusing: str = "inherited", **overrides: object) -> SparseForme
         glimpse_size=16,
         coarse_blocks=1,
         context_blocks=2,
+        proportional_attention=True,
         hidden_size=64,
         num_hidden_layers=3,
         num_attention_heads=2,

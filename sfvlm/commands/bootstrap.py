@@ -67,6 +67,8 @@ class BootstrapCommand:
     for a host, and as many again for the pooled vector alone."""
     context_blocks: int | None = None
     """Leading blocks that this context stays for; default two thirds, or the earlier ones of START_FROM."""
+    proportional_attention: bool | None = None
+    """Whether tokens attend to each other as to all the patches that they stand for; chosen focusing only, default True."""
     image_size: int | None = None
     """Side of the student's photos in pixels; default the teacher's."""
     resume: bool = False
@@ -122,7 +124,8 @@ def _place_of_host(options: BootstrapOptions) -> dict[str, Any]:
 
 def _student_config(command: BootstrapCommand, teacher: Teacher) -> SparseFormerConfig:
     given = {
-        name: getattr(command, name) for name in ("coarse_blocks", "box_zoom", "glimpse_size", "image_size", *CHOICE)
+        name: getattr(command, name)
+        for name in ("coarse_blocks", "box_zoom", "glimpse_size", "proportional_attention", "image_size", *CHOICE)
     }
     return student_config(
         teacher.config,
