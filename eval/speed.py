@@ -15,7 +15,7 @@ against the preset sparseformer-clip-large, random weights, on two cores of a 2.
 
 Any others, the first one dense; a dense one, its students and every cheap alternative; and faster ways to run each:
 
-    python eval/speed.py --encoder clip-l14-336 clip-l14-336@49 clip-l14-336/chosen@49 clip-l14-336/reduce:average@49
+    python eval/speed.py --encoder clip-l14-336 clip-l14-336@49 clip-l14-336/inherited@49 clip-l14-336/reduce:average@49
     python eval/speed.py --suite clip-l14-336 --batch-sizes 1 8 64 --out suite.json
     python eval/speed.py --encoder clip-l14-336 clip-l14-336@49 --accelerate packed int8
 

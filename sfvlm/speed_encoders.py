@@ -5,7 +5,7 @@
 | `clip-b16`, `clip-l14-336` | transformers' CLIP of that published size, random weights, fused attention |
 | `sparseformer-clip-large`, ... | a preset, random weights; behind `@` another budget |
 | FOLDER, or a name of the zoo | a SparseFormer, behind `@` another budget; or a dense model, as `open_teacher` takes it |
-| `D@49`, `D/chosen@49`, `D/fresh@49` | a student of the dense model D for a host, with inherited or another focusing, untrained |
+| `D@49`, `D/inherited@49`, `D/fresh@49` | a student of the dense model D for a host, of chosen or another focusing, untrained |
 | `D/reduce:average@49`, ... | a cheap alternative on it, one of `sfvlm.reduce_methods` |
 | FILE.onnx | what `sfvlm.onnx_export` wrote, on the CPU |
 
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from .blocks import ProportionalAttention
 from .configuration import PRESETS, Focusing, SparseFormerConfig, preset
 from .controls import macs
 from .export import open_student
@@ -141,7 +142,7 @@ def suite(base: str, budgets: Sequence[int] = SUITE_BUDGETS) -> list[str]:
     """
     beside = 49 if 49 in budgets else max(budgets)
     students = [f"{base}@{count}" for count in budgets]
-    return [base, *students, f"{base}/chosen@{beside}", *(f"{base}/{REDUCE}{method}@{beside}" for method in METHODS)]
+    return [base, *students, f"{base}/inherited@{beside}", *(f"{base}/{REDUCE}{method}@{beside}" for method in METHODS)]
 
 
 def dense_base(name: str) -> str | None:
@@ -199,7 +200,7 @@ class Encoders:
         if way is not None and way.startswith(REDUCE):
             model = reduce(dense, way.removeprefix(REDUCE), tokens, READ_LAYER)
         else:
-            model = self._student(dense, way or "inherited", tokens)
+            model = self._student(dense, way or "chosen", tokens)
         return self._encoder(name, base, model, dense.config.image_size, tokens)
 
     def _encoder(self, name: str, base: str, model: nn.Module, image_size: int, num_tokens: int) -> Encoder:
@@ -254,7 +255,10 @@ class Encoders:
         depth, config.num_hidden_layers = config.num_hidden_layers, 0
         with _random(self.device):
             student = SparseFormerModel(config).to(device=self.device, dtype=self.dtype)  # type: ignore[arg-type]
-        config.num_hidden_layers = depth
+            config.num_hidden_layers = depth
+            if student.proportional is not None:  # it has numbers of every block
+                student.proportional = ProportionalAttention(config).to(device=self.device, dtype=self.dtype)
+                student._init_weights(student.proportional)
         student.blocks, student.head = dense.blocks[-depth:], dense.head
         return student
 

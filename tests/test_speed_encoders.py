@@ -102,7 +102,7 @@ def test_the_dense_encoder_behind_a_name(clip_folder: Path, student_folder: Path
 def test_a_suite_has_every_alternative() -> None:
     names = suite("clip-l14-336")
     assert names[:3] == ["clip-l14-336", "clip-l14-336@16", "clip-l14-336@25"]
-    assert names[7] == "clip-l14-336/chosen@49"
+    assert names[7] == "clip-l14-336/inherited@49"
     assert names[8:] == [f"clip-l14-336/reduce:{method}@49" for method in METHODS]
     assert suite("clip-b16", (16, 36))[-1].endswith("@36")
 
@@ -349,17 +349,17 @@ def test_nvml_counts_the_device_that_torch_means(monkeypatch: pytest.MonkeyPatch
 
 
 def test_cost_grows_with_tokens_and_photos_and_not_with_pixels(encoders: Encoders, clip_folder: Path) -> None:
-    sparse, dense = encoders.open_all([f"{clip_folder}@9", str(clip_folder)])
+    sparse, dense = encoders.open_all([f"{clip_folder}/inherited@9", str(clip_folder)])
     places: dict[str, Any] = dict(budgets=(4, 9, 16), batch_sizes=(1, 2, 4), image_sizes=(32, 48, 64))
     panels = scaling_panels(sparse, dense, **places)
     rows = [row for panel in panels for row in measure_panel(panel, repeats=1, warmups=0)]
     work = {(row["panel"], row["model"], row["x"]): row["measures"]["encode_macs"]["median"] for row in rows}
     assert len(work) == len(rows) == 3 + 3 + 6
-    by_tokens = [work["tokens", "clip@9", count] for count in places["budgets"]]
+    by_tokens = [work["tokens", "clip/inherited@9", count] for count in places["budgets"]]
     line = line_fit(places["budgets"], by_tokens)
     assert line.explained > 0.999 and by_tokens[1] == sparse.macs
-    assert [work["photos", "clip@9", count] for count in (1, 2, 4)] == [sparse.macs * count for count in (1, 2, 4)]
-    assert len({work["image size", "clip@9", side] for side in places["image_sizes"]}) == 1
+    assert [work["photos", "clip/inherited@9", count] for count in (1, 2, 4)] == [sparse.macs * count for count in (1, 2, 4)]
+    assert len({work["image size", "clip/inherited@9", side] for side in places["image_sizes"]}) == 1
     of_dense = [work["image size", "clip", side] for side in places["image_sizes"]]
     assert of_dense[0] == dense.macs and of_dense[2] > 4 * of_dense[0]
 
@@ -578,7 +578,7 @@ def test_an_interrupted_suite_keeps_its_rounds(
     assert ended.value.code == 130 and f"what was measured before is in {out}" in capsys.readouterr().err
     content = json.loads(out.read_text())
     assert [row["model"] for row in content["rows"]] == [
-        "clip", "clip@4", "clip@9", "clip/chosen@9", "clip/reduce:resolution@9"
+        "clip", "clip@4", "clip@9", "clip/inherited@9", "clip/reduce:resolution@9"
     ]  # fmt: skip
     assert content["finished"] is False
 

@@ -49,7 +49,7 @@ class SpeedCommand:
     class attention; made for a GPU (about 15 GB in bfloat16). tiny: a few blocks, to see it run."""
     encoder: list[str] = field(default_factory=list)
     """Instead of hosts, encoders: clip-b16, clip-l14-336 or a preset, of random weights; folders, names of the zoo, .onnx
-    files. Of a dense one D also D@49 (its student), D/chosen@49 and D/reduce:average@49."""
+    files. Of a dense one D also D@49 (its student), D/inherited@49 and D/reduce:average@49."""
     suite: str | None = None
     """A dense encoder, its student at --budgets, and every cheap alternative at 49 tokens."""
     scaling: list[str] = field(default_factory=list)
