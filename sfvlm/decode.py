@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 # Formats are named because Pillow also opens some, such as EPS, by starting another program.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def decode_image(data: bytes, max_pixels: int, decode_hint: int | None = None) -
             image.draft("RGB", (decode_hint, decode_hint))
         image.load()
         _turn_upright(image)
-        return _to_rgb(image)
+        return to_rgb(image)
     except Exception as error:
         raise ValueError(f"it cannot be decoded: {error}") from error
 
@@ -67,7 +68,8 @@ def _turn_upright(image: Image.Image) -> None:
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: transparency on white, more than 8 bits scaled."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):

@@ -6,7 +6,6 @@
 import glob
 import hashlib
 import itertools
-import json
 import os
 import re
 from bisect import bisect_right
@@ -17,11 +16,11 @@ from typing import Any, Protocol
 
 from torch.utils.data import Dataset
 
-from .decode import Photo, UnreadablePhoto, decode_image
+from .decode import IMAGE_SUFFIXES, Photo, UnreadablePhoto, decode_image
+from .errors import reason
+from .files import read_class_names, read_json, read_templates
 from .scenes import render_scene
 from .shards import PackedStrings, Record, TarPhotos, captions_of
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class FolderPhotos:
@@ -53,7 +52,10 @@ class HuggingFacePhotos:
             message = "Reading a Hugging Face dataset needs the datasets package: pip install sfvlm[eval]."
             raise ValueError(message) from error
         self.path = path
-        rows: Any = datasets.load_from_disk(str(path))  # a Dataset; its rows are untyped
+        try:
+            rows: Any = datasets.load_from_disk(str(path))  # a Dataset; its rows are untyped
+        except Exception as error:  # each file of it that is missing or damaged raises its own kind
+            raise ValueError(f"The Hugging Face dataset {path} cannot be opened: {reason(error)}") from error
         images = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
         if not images:
             raise ValueError(f"{path} has no column of type datasets.Image, only {rows.column_names}.")
@@ -158,7 +160,8 @@ class SomePhotos(Protocol):
 
 def names_hash(photos: SomePhotos) -> str:
     """A hash of which photos these are, and in which order: 64 hex digits."""
-    return hashlib.sha256("\n".join(photos.key(index) for index in range(len(photos))).encode()).hexdigest()
+    names = "\n".join(photos.key(index) for index in range(len(photos)))
+    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()  # file names may be no UTF-8
 
 
 def named(photos: SomePhotos, path: Path) -> set[int]:
@@ -171,7 +174,9 @@ def named(photos: SomePhotos, path: Path) -> set[int]:
     """
     if not path.is_file():
         raise ValueError(f"There is no file of names {path}.")
-    names = set(filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())))
+    # File names may be no UTF-8; like this they read as Python reads them from a disk.
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    names = set(filter(None, map(str.strip, lines)))
     found = {index for index in range(len(photos)) if not names.isdisjoint(_names_of(photos.key(index)))}
     if not found:
         example = f", which are named like {photos.key(0)!r}" if len(photos) else ""
@@ -224,8 +229,8 @@ def open_photos(
             class_names += [rows.class_names] if rows.class_names else []
         elif shards := _shards(path):
             opened += map(TarPhotos, shards)
-            class_names += _text_lines(shards[0].parent, "classnames.txt")
-            templates += _text_lines(shards[0].parent, "zeroshot_classification_templates.txt")
+            class_names += map(read_class_names, _beside(shards, "classnames.txt"))
+            templates += map(read_templates, _beside(shards, "zeroshot_classification_templates.txt"))
         elif path.is_dir():
             names = _image_names(path)
             if labelled:
@@ -256,7 +261,7 @@ def _expand(source: str | Path) -> list[Path | ScenePhotos]:
     if os.path.exists(text):  # first, because file names may hold any of the signs below
         return [Path(os.path.abspath(text))]
     expanded: list[Path | ScenePhotos] = []
-    for part in text.split("::"):
+    for part in map(os.path.expanduser, text.split("::")):
         if part.startswith("scenes:"):
             numbers = re.fullmatch(r"scenes:(\d+)(?::(\d+))?", part)
             if numbers is None:
@@ -294,7 +299,9 @@ def _is_hugging_face(folder: Path) -> bool:
 def _only_split(folder: Path) -> Path:
     if not (folder / "dataset_dict.json").exists():
         return folder
-    splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+    splits = read_json(folder / "dataset_dict.json").get("splits", [])
+    if not splits:
+        raise ValueError(f"{folder / 'dataset_dict.json'} names no splits; write the dataset again.")
     if len(splits) != 1:
         raise ValueError(f"{folder} holds the splits {splits}; name one, such as {folder / splits[0]}.")
     return folder / splits[0]
@@ -305,7 +312,7 @@ def _shards(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix.lower() == ".tar" else []
     if (path / "nshards.txt").exists():
-        count = int((path / "nshards.txt").read_text())
+        count = _number_in(path / "nshards.txt")
         shards = [path / f"{number}.tar" for number in range(count)]
         missing = [shard.name for shard in shards if not shard.exists()]
         if missing:
@@ -315,13 +322,17 @@ def _shards(path: Path) -> list[Path]:
     return shards or (_shards(path / "test") if (path / "test").is_dir() else [])
 
 
-def _text_lines(folder: Path, name: str) -> list[tuple[str, ...]]:
-    """The lines of a text file beside the shards or one folder up, if there is one."""
-    for path in (folder / name, folder.parent / name):
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            return [tuple(line.strip() for line in lines if line.strip())]
-    return []
+def _number_in(path: Path) -> int:
+    text = path.read_text(errors="replace").strip()
+    if not text.isdecimal():
+        raise ValueError(f"{path} says {text!r}; it must be the number of shards.")
+    return int(text)
+
+
+def _beside(shards: list[Path], name: str) -> list[Path]:
+    """The file of that name beside the shards or one folder up, if there is one."""
+    folder = shards[0].parent
+    return [path for path in (folder / name, folder.parent / name) if path.exists()][:1]
 
 
 def _image_names(root: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Results of an evaluation: a table for people, and the files that CLIP_benchmark reads."""
 
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -54,11 +55,20 @@ def write_results(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> Pat
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     for row in rows:
-        name = re.sub(r"[^\w.@-]+", "-", "_".join(row[key] for key in ("dataset", "pretrained", "model", "task")))
-        write_json(folder / f"{name.strip('-')[-200:]}.json", row)
+        write_json(folder / f"{_file_name(row)}.json", row)
     content = {"results": list(rows), **facts, **provenance("sfvlm", "torch", "transformers", "numpy", "pillow")}
     write_json(path, content)
     return folder
+
+
+def _file_name(row: Row) -> str:
+    """What a row's file is called: one that file systems would refuse loses its start, and a hash tells it from others."""
+    whole = "_".join(row[key] for key in ("dataset", "pretrained", "model", "task"))
+    name = re.sub(r"[^\w.@-]+", "-", whole).strip("-").encode()
+    if len(name) > 200:
+        digest = hashlib.sha256(whole.encode(errors="surrogateescape")).hexdigest()
+        name = f"{digest[:8]}-".encode() + name[-191:]
+    return name.decode(errors="ignore")  # the cut may have gone through a letter
 
 
 def check_json(out: Path | None) -> None:
@@ -90,6 +100,6 @@ def provenance(*packages: str) -> dict[str, Any]:
 
 
 def short_names(paths: Sequence[str | Path]) -> list[str]:
-    """Last parts of paths, or whole ones where two end alike."""
-    short = [Path(path).name or str(path) for path in paths]
+    """Last parts of paths, or whole ones where two end alike; of those joined by `::`, of each."""
+    short = ["::".join(os.path.basename(os.path.abspath(part)) for part in str(path).split("::")) for path in paths]
     return short if len(set(short)) == len(short) else [str(path) for path in paths]

@@ -13,16 +13,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from .decode import IMAGE_SUFFIXES
+
 # A photo before decoding: image, label, captions and meta. Rendered photos come decoded.
 Record = tuple[bytes | Image.Image, int | None, tuple[str, ...], dict[str, Any]]
 
 # What a member of a sample is, by its suffix: the columns of `TarPhotos.members`.
 IMAGE, LABEL, TEXT, JSON = range(4)
 MEMBER_KINDS = {
-    "jpg": IMAGE,
-    "jpeg": IMAGE,
-    "png": IMAGE,
-    "webp": IMAGE,
+    **{suffix.removeprefix("."): IMAGE for suffix in IMAGE_SUFFIXES},
     "cls": LABEL,
     "txt": TEXT,
     "json": JSON,
@@ -72,17 +71,16 @@ class TarPhotos:
         if text is None:
             captions = captions_of(meta)
         else:
-            lines = text.decode().splitlines()
+            lines = text.decode("utf-8-sig").splitlines()
             captions = tuple(line.replace("\\n", "\n") for line in lines if line.strip())
         return image, None if label is None else int(label), captions, meta
 
 
 def captions_of(meta: dict[str, Any]) -> tuple[str, ...]:
-    """What stands under `captions` or `caption`: one string, or several."""
-    value = meta.get("captions", meta.get("caption"))
-    if isinstance(value, list | tuple):
-        return tuple(str(caption) for caption in value)
-    return (value,) if isinstance(value, str) else ()
+    """What stands under `captions` or else `caption`, one string or several; empty ones are left out."""
+    value = meta.get("captions") or meta.get("caption")
+    listed = value if isinstance(value, list | tuple) else [value]
+    return tuple(caption for caption in listed if isinstance(caption, str) and caption.strip())
 
 
 def _read_member(file: BinaryIO, offset: int, size: int) -> bytes | None:
@@ -96,8 +94,12 @@ def _read_member(file: BinaryIO, offset: int, size: int) -> bytes | None:
 
 
 def _index_shard(path: Path) -> tuple[PackedStrings, np.ndarray, str | None]:
-    """Keys, members (samples, 4 kinds, offset and size), and why the shard breaks off, if it does."""
+    """Keys, members (samples, 4 kinds, offset and size), and why the shard breaks off, if it does.
+
+    The members of a sample may lie apart: tar writes files in the order in which the disk lists them.
+    """
     keys: list[str] = []
+    latest: dict[str, int] = {}  # key -> the last of its samples
     rows: list[list[tuple[int, int]]] = []
     broken = None
     with path.open("rb") as file:
@@ -112,15 +114,23 @@ def _index_shard(path: Path) -> tuple[PackedStrings, np.ndarray, str | None]:
             if not member.isreg() or member.issparse():
                 continue
             key, suffix = _split_name(member.name)
-            if not keys or keys[-1] != key:
-                keys.append(key)
-                rows.append([ABSENT] * 4)
             if not 0 <= member.size <= end - member.offset_data:  # this sample is the one that is lost
+                if keys[-1:] != [key]:
+                    keys.append(key)
+                    rows.append([ABSENT] * 4)
                 rows[-1] = [ABSENT] * 4
                 broken = f"{path} breaks off inside {member.name}"
                 break
-            if suffix in MEMBER_KINDS:
-                rows[-1][MEMBER_KINDS[suffix]] = member.offset_data, member.size
+            if suffix not in MEMBER_KINDS:
+                continue
+            kind, last = MEMBER_KINDS[suffix], len(rows) - 1
+            sample = latest.get(key)
+            # A key may come again, as in joined tars: of what the earlier sample has, this is another's.
+            if sample is None or (sample != last and rows[sample][kind] != ABSENT):
+                sample = latest[key] = len(rows)
+                keys.append(key)
+                rows.append([ABSENT] * 4)
+            rows[sample][kind] = member.offset_data, member.size
         else:
             file.seek(tar.offset)
             if any(file.read(tarfile.BLOCKSIZE)):  # at a proper end come zeros, or nothing

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import write_json
+from .files import make_folder, read_json, write_json
 
 
 class TeacherCache:
@@ -27,11 +27,11 @@ class TeacherCache:
     """
 
     def __init__(self, folder: Path, key: dict[str, object], num_views: int, num_photos: int, width: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         described = folder / "key.json"
         key = json.loads(json.dumps(key))
         if described.exists():
-            old = json.loads(described.read_text())
+            old = read_json(described)
             different = sorted(name for name in old.keys() | key.keys() if old.get(name) != key.get(name))
             if different:
                 raise ValueError(

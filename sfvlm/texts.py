@@ -152,9 +152,14 @@ def _open_clip() -> Any:
     return open_clip
 
 
+def are_wordnet_ids(class_names: Sequence[str]) -> bool:
+    """Whether all classes are called like ImageNet's folders, n01440764."""
+    return all(re.fullmatch(r"n\d{8}", name) for name in class_names)
+
+
 def imagenet_indices(class_names: Sequence[str]) -> tuple[int, ...] | None:
     """The ImageNet classes of folders that are named by WordNet ids (n01440764); None when they are not."""
-    if not class_names or not all(re.fullmatch(r"n\d{8}", name) for name in class_names):
+    if not class_names or not are_wordnet_ids(class_names):
         return None
     try:
         from timm.data.imagenet_info import ImageNetInfo

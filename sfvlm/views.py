@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
-from .decode import Photo, UnreadablePhoto
+from .decode import Photo, UnreadablePhoto, to_rgb
 from .images import Photos
 
 
@@ -32,6 +32,7 @@ def training_view(
     interpolation: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> torch.Tensor:  # (3, S, S) uint8
     """A random crop of `scale` of the area, resized, and flipped half of the time."""
+    image = to_rgb(image)
     box = _random_box(image.width, image.height, generator, scale, ratio)
     # Crop and resize in one: no copy of the crop, and large photos are first reduced by a whole
     # factor, which stays within a level of the exact filter at this gap.
@@ -70,8 +71,8 @@ def evaluation_view(
     interpolation: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> torch.Tensor:  # (3, S, S) uint8
     """Shortest side to `image_size / crop_pct`, then the centre."""
-    if not 0 < crop_pct <= 1:
-        raise ValueError(f"crop_pct is {crop_pct}, but a crop is more than 0 and at most 1.")
+    check_crop(crop_pct)
+    image = to_rgb(image)
     longest = 16 * min(image.size)
     if max(image.size) > longest:
         # The middle of a strip is enough; resized whole, a hair line is a picture of gigabytes.
@@ -84,6 +85,12 @@ def evaluation_view(
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
     image = image.resize((width, height), interpolation)
     return _to_tensor(image.crop((left, top, left + image_size, top + image_size)))
+
+
+def check_crop(crop_pct: float) -> None:
+    """Raises ValueError if there is no such crop."""
+    if not 0 < crop_pct <= 1:
+        raise ValueError(f"crop_pct is {crop_pct}, but a crop is more than 0 and at most 1.")
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:

@@ -34,8 +34,8 @@ from .scene_texts import CLASS_NAMES, class_prompt
 from .sparseformer import SparseFormerModel
 from .subsets import spread
 from .teachers import TeacherOutput
-from .texts import Template, TextEncoder, imagenet_indices, imagenet_names, imagenet_templates
-from .views import evaluation_view, normalize
+from .texts import Template, TextEncoder, are_wordnet_ids, imagenet_indices, imagenet_names, imagenet_templates
+from .views import check_crop, evaluation_view, normalize
 
 Task = Literal["auto", "classification", "retrieval", "fidelity"]
 
@@ -63,6 +63,7 @@ class EvaluationViews(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, photos: Photos, image_size: int, limit: int | None = None, crop_pct: float = 1.0) -> None:
+        check_crop(crop_pct)  # here, because from another process an error comes with all its lines
         self.photos, self.image_size, self.crop_pct = photos, image_size, crop_pct
         self.indices = spread(len(photos), limit)
         if not self.indices:
@@ -320,14 +321,31 @@ def resolve_classes(
         outputs: Classes of the teacher's own classifier; None to make one from names.
 
     Raises:
-        ValueError: The photos have so many classes, the classifier so many others.
+        ValueError: The photos have so many classes, the classifier or what was given so many others; or there is one alone.
     """
     own = own_names or ()
+    if own and classes.indices and len(own) != len(classes.indices):
+        raise ValueError(f"The photos have {len(own)} classes, and --class-indices lists {len(classes.indices)}.")
     are_named = outputs is None and classes.names is not None and len(classes.names) == len(own)
     indices = classes.indices or (None if are_named else imagenet_indices(own))
     if outputs is None:
         names = classes.names or (imagenet_names() if indices or not own_names else own_names)
         outputs = len(names)
+        if indices is None and own and len(own) != outputs:
+            raise ValueError(
+                f"The photos have {len(own)} classes, and {outputs} names are given: give as many, in the order of the "
+                "labels, or say with --class-indices which of the names they are."
+            )
+        if indices is None and names == own and are_wordnet_ids(own):
+            raise ValueError(
+                f"The {len(own)} classes are called by WordNet ids such as {names[0]}, not all of which are among ImageNet's "
+                "1000: give their names with --class-names."
+            )
+        if outputs < 2:
+            raise ValueError(
+                f"There is one class, {names[0]!r}, so that no choice can be wrong: give others with --class-names and "
+                "--class-indices, or measure without labels by --task fidelity."
+            )
     else:
         names = None
         if indices is None and own_names and len(own_names) != outputs:

@@ -625,6 +625,16 @@ def test_ctrl_c_waits_for_the_end_of_what_belongs_together() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_teacher_cache_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file cannot be made"):
+        TeacherCache(tmp_path / "file", {}, 1, 2, 3)
+    TeacherCache(tmp_path / "cache", {}, 1, 2, 3)
+    (tmp_path / "cache" / "key.json").write_text("{")
+    with pytest.raises(ValueError, match=r"key\.json is no JSON"):
+        TeacherCache(tmp_path / "cache", {}, 1, 2, 3)
+
+
 @pytest.mark.parametrize("focusing", ["inherited", "chosen"])
 def test_a_teacher_cache_serves_a_second_run_and_one_of_other_settings_is_refused(
     focusing: str, clip_folder: Path, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

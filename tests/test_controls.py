@@ -82,6 +82,12 @@ def test_every_control_reaches_the_budget_and_returns_what_the_teacher_returns(p
         assert control.citation
 
 
+@pytest.mark.parametrize("budget", [0, -4])
+def test_a_budget_below_one_token_is_refused(budget):
+    with pytest.raises(ValueError, match=f"num_tokens is {budget}; a photo needs at least 1 token"):
+        make_controls(dense_teacher(), budget, 32)
+
+
 def test_a_budget_the_teacher_does_not_exceed_has_no_controls():
     assert make_controls(dense_teacher(), 64, 32) == []
 

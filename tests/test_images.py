@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import re
 import struct
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from sfvlm.decode import UnreadablePhoto
-from sfvlm.images import Photos, named, open_photos
+from sfvlm.images import Photos, named, names_hash, open_photos
 
 
 def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
@@ -247,6 +248,102 @@ def test_a_sample_carries_label_captions_and_json(tmp_path):
     assert (b.captions, b.meta["qa"]) == (("x", "y"), [["q", "a"]])
     assert c.captions == ("a café", "line\nbreak")
     assert (e.key, e.captions) == ("set.tar:e", ("one",))
+
+
+def test_the_members_of_a_sample_may_lie_apart_as_an_unsorted_tar_writes_them(tmp_path):
+    image = encoded(noise())
+    apart = {"a.png": image, "b.png": image, "a.cls": b"1", "b.cls": b"2", "a.txt": b"x"}
+    a, b = open_photos(write_tar(tmp_path / "apart.tar", apart))
+    assert [(a.label, a.captions), (b.label, b.captions)] == [(1, ("x",)), (2, ())]
+    mac = {"._a.png": b"?", "a.png": image, "._a.cls": b"?", "a.cls": b"1"}
+    assert [photo.label for photo in open_photos(write_tar(tmp_path / "mac.tar", mac))] == [1]
+
+
+def test_a_key_that_comes_again_is_another_sample(tmp_path):
+    one, two = encoded(noise(seed=1)), encoded(noise(seed=2))
+    shard = tmp_path / "joined.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name, data in (("a.cls", b"1"), ("a.png", one), ("b.png", one), ("a.cls", b"2"), ("a.png", two)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    first, _, again = open_photos(shard)
+    assert (first.key, first.label, again.key, again.label) == ("joined.tar:a", 1, "joined.tar:a", 2)
+    assert not np.array_equal(np.asarray(first.image), np.asarray(again.image))
+
+
+def test_a_shard_holds_photos_of_every_format_that_a_folder_may(tmp_path):
+    kinds = {"bmp": "BMP", "gif": "GIF", "tif": "TIFF", "tiff": "TIFF", "jpeg": "JPEG", "webp": "WEBP", "png": "PNG"}
+    members = {f"{suffix}.{suffix}": encoded(noise(), kind) for suffix, kind in kinds.items()}
+    photos = open_photos(write_tar(tmp_path / "set.tar", members))
+    assert keys(photos) == [f"set.tar:{suffix}" for suffix in kinds]
+    assert {photo.image.size for photo in photos} == {(40, 30)}
+
+
+def test_empty_captions_are_none(tmp_path):
+    image = encoded(noise())
+    members = {
+        "a.png": image,
+        "a.json": json.dumps({"captions": ["", "x", None, " "]}).encode(),
+        "b.png": image,
+        "b.json": json.dumps({"captions": None, "caption": "y"}).encode(),
+        "c.png": image,
+        "c.txt": "\ufeffz".encode(),
+    }
+    assert [photo.captions for photo in open_photos(write_tar(tmp_path / "set.tar", members))] == [
+        ("x",),
+        ("y",),
+        ("z",),
+    ]
+
+
+def test_file_names_that_are_no_utf8_have_a_hash_and_can_be_named(tmp_path):
+    root, name = write_folder(tmp_path / "photos", "a.png"), b"caf\xe9.png"
+    try:
+        (root / os.fsdecode(name)).write_bytes(encoded(noise()))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    photos, names = open_photos(root), tmp_path / "names.txt"
+    names.write_bytes(name)
+    assert len(names_hash(photos)) == 64 and named(photos, names) == {1}
+
+
+def test_every_source_of_a_mixture_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folder(tmp_path, "one/a.png", "two/b.png")
+    assert keys(open_photos("~/one::~/two")) == ["one/a.png", "two/b.png"]
+
+
+def test_files_that_describe_a_source_are_named_when_they_are_damaged(tmp_path):
+    write_shard(tmp_path / "set" / "0.tar", "a")
+    names, count = tmp_path / "set" / "classnames.txt", tmp_path / "set" / "nshards.txt"
+    names.write_text("tench\nshark\n\n", encoding="utf-8-sig")  # as editors on Windows write it
+    assert open_photos(tmp_path / "set").class_names == ("tench", "shark")
+    for content, message in [
+        (b"tench\n\nshark", r"Line 2 of .*classnames\.txt is blank"),
+        (b"caf\xe9\n", r"classnames\.txt is no UTF-8 text"),
+        (b"\n", r"classnames\.txt is empty"),
+    ]:
+        names.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            open_photos(tmp_path / "set")
+    count.write_text("many")
+    with pytest.raises(ValueError, match=r"nshards\.txt says 'many'; it must be the number of shards"):
+        open_photos(tmp_path / "set")
+
+
+def test_a_damaged_hugging_face_dataset_is_named(tmp_path):
+    pytest.importorskip("datasets")
+    for name, content, message in [
+        ("cut", {"dataset_dict.json": "{"}, r"dataset_dict\.json is no JSON"),
+        ("none", {"dataset_dict.json": "{}"}, r"dataset_dict\.json names no splits"),
+        ("bare", {"dataset_info.json": "{}", "state.json": "{}"}, r"The Hugging Face dataset .*bare cannot be opened"),
+    ]:
+        (tmp_path / name).mkdir()
+        for file, text in content.items():
+            (tmp_path / name / file).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            open_photos(tmp_path / name)
 
 
 def test_a_sample_with_a_broken_annotation_says_so(tmp_path):

@@ -61,6 +61,13 @@ def test_a_hair_line_is_a_view_like_any_other(size):
         assert view.shape == (3, 32, 32) and view[1].min() == 255 and view[0].max() == 0
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "RGBA", "CMYK", "1", "I;16"])
+def test_a_photo_of_any_mode_is_a_view_like_any_other(mode):
+    image = Image.new(mode, (40, 30))
+    for view in (evaluation_view(image, 32), training_view(image, 32, random.Random(0))):
+        assert view.shape == (3, 32, 32)
+
+
 def test_training_views_are_crops_of_the_asked_share_that_flip():
     # Red grows to the right and green downwards, so that a view's corners tell its box.
     ramp = np.zeros((240, 240, 3), dtype=np.uint8)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -31,7 +32,7 @@ from sfvlm.metrics import (
     retrieval_metrics,
     topk_accuracy,
 )
-from sfvlm.results import check_json
+from sfvlm.results import check_json, short_names, write_results
 from sfvlm.scene_texts import COLORS
 from sfvlm.scenes import render_scene
 from sfvlm.teachers import open_teacher
@@ -296,6 +297,38 @@ def test_as_many_names_as_folders_are_theirs_whatever_the_folders_are_called():
     assert resolve_classes(folders, Classes(names=imagenet_names()), None) == (imagenet_names(), (0, 569, 217))
 
 
+def test_names_and_indices_must_be_as_many_as_the_classes():
+    two = ("red", "blue")
+    assert resolve_classes(two, Classes(names=("x", "y", "z"), indices=(0, 2)), None) == (("x", "y", "z"), (0, 2))
+    with pytest.raises(ValueError, match=r"photos have 2 classes, and 3 names are given: .*--class-indices"):
+        resolve_classes(two, Classes(names=("x", "y", "z")), None)
+    with pytest.raises(ValueError, match=r"photos have 2 classes, and --class-indices lists 3"):
+        resolve_classes(two, Classes(indices=(0, 1, 2)), None)
+
+
+def test_classes_that_measure_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"There is one class, '2024', .*--task fidelity"):
+        resolve_classes(("2024",), Classes(), None)
+    with pytest.raises(ValueError, match=r"2 classes are called by WordNet ids such as n01440764, .*--class-names"):
+        resolve_classes(("n01440764", "n99999999"), Classes(), None)
+    assert resolve_classes(("n01440764",), Classes(), None) == (imagenet_names(), (0,))
+
+
+def test_rows_of_long_names_get_files_of_their_own(tmp_path):
+    for long in ("x" * 250, "文" * 150):
+        rows = [
+            {"dataset": dataset, "model": "m", "pretrained": long, "task": "t", "metrics": {}, "language": "en"}
+            for dataset in ("one", "two")
+        ]
+        files = list(write_results(tmp_path / f"{long[0]}.json", rows, {}).iterdir())
+        assert sorted(json.loads(file.read_text())["dataset"] for file in files) == ["one", "two"]
+
+
+def test_a_name_is_the_last_part_of_the_whole_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert short_names([".", "a/one::b/two", "c/three/"]) == [tmp_path.name, "one::two", "three"]
+
+
 def test_without_timm_wordnet_ids_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm.data.imagenet_info", None)
     assert imagenet_indices(("cat",)) is None
@@ -448,6 +481,18 @@ def test_photos_without_labels_or_captions_measure_fidelity(clip_folder, make_st
     assert "agreement" not in rows[1]["metrics"]  # a CLIP tower alone has no first choice
 
 
+def test_a_broken_photo_whose_name_is_no_utf8_costs_no_results(clip_folder, photo_folder, tmp_path, monkeypatch):
+    root = tmp_path / "photos"
+    shutil.copytree(photo_folder, root)
+    try:
+        (root / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))  # strict, as most terminals
+    command("--teacher", clip_folder, "--data", root, "--out", tmp_path / "results.json")
+    assert len(json.loads((tmp_path / "results.json").read_text())["results"]) == 1
+
+
 def test_what_stops_a_later_source_loses_nothing(clip_source, class_folders, photo_folder, tmp_path, capsys):
     out = tmp_path / "new" / "results.json"
     shared = ["--teacher", clip_source, "--task", "classification", "--out", out]
@@ -475,6 +520,11 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(
     (tmp_path / "orphan" / "config.json").write_text('{"model_type": "sparseformer"}')
     names = tmp_path / "names.txt"
     names.write_text("red\nblue\n")
+    blank, unnamed, cut = tmp_path / "empty.txt", tmp_path / "unnamed", tmp_path / "cut"
+    blank.write_text("\n")
+    for folder, content in ((unnamed, "{}"), (cut, "{")):
+        shutil.copytree(student, folder)
+        (folder / "bootstrap.json").write_text(content)
     (tmp_path / "names").write_text("a file where results belong")
     (tmp_path / "folder.json").mkdir()
     folders = ["--model", student, "--data", class_folders]
@@ -489,7 +539,13 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(
         (["--model", student, "--data"], "give --data"),
         (["--data", photo_folder], "give --model, --teacher or both"),
         ([*folders, "--device", "gpu"], "The device 'gpu' cannot be used"),
-        ([*folders, "--class-names", names], r"labels go from 0 to \d+, but the classifier has 2 classes"),
+        ([*folders, "--class-names", names], r"photos have \d+ classes, and 2 names are given"),
+        ([*folders, "--class-names", blank], r"empty\.txt is empty"),
+        ([*folders, "--templates", blank], r"empty\.txt is empty"),
+        ([*folders, "--image-size", 0], "side is 0, no multiple"),
+        ([*folders, "--crop-pct", 2, "--workers", 1], "^error: crop_pct is 2.0, but"),
+        (["--model", unnamed, "--data", class_folders], r"bootstrap\.json names no teacher: give --teacher"),
+        (["--model", cut, "--data", class_folders], r"bootstrap\.json is no JSON"),
         ([*folders, "--class-indices", "1,two"], "must be numbers and commas"),
         ([*folders, "--out", tmp_path / "results"], "must end in .json"),
         ([*folders, "--out", names.with_suffix(".json")], "names is a file where a folder of that name belongs"),

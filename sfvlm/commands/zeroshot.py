@@ -1,9 +1,10 @@
 """The command that measures SparseFormers beside their teacher and the cheap alternatives."""
 
 import functools
-import json
+import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ..cli import say
 from ..controls import cost, make_controls
 from ..devices import usable_device
 from ..export import open_student
+from ..files import read_class_names, read_json, read_templates
 from ..results import check_json, short_names, table, write_results
 from ..sparseformer import SparseFormerModel
 from ..teachers import Teacher, open_teacher
@@ -77,7 +79,9 @@ def zeroshot_command(command: ZeroShotCommand) -> None:
     if not command.data:
         raise ValueError("There are no photos to measure on: give --data.")
     classes = Classes(
-        names=_lines(command.class_names), templates=_lines(command.templates), indices=_numbers(command.class_indices)
+        names=_read(command.class_names, read_class_names),
+        templates=_read(command.templates, read_templates),
+        indices=_numbers(command.class_indices),
     )
     sources = [(source, open_evaluation_photos(source)) for source in command.data]
     folders = [Path(resolve(name)) for name in command.model]
@@ -105,13 +109,14 @@ def zeroshot_command(command: ZeroShotCommand) -> None:
         )
         rows += found
         skipped[source] = list(broken)
-        say(f"\n{name}: {found[0]['task'].replace('_', ' ')}, {len(views) - len(broken)} photos of {image_size} pixels")
-        say(table(found))
-        if broken:
-            say(f"Skipped {len(broken)} broken photos, the first {broken[0]['key']}: {broken[0]['reason']}.")
         if command.out is not None:  # each time: what stops a later source loses nothing
             facts = {"command": shlex.join(sys.argv), "skipped": skipped, "citations": citations, "device": device}
             write_results(command.out, rows, facts)
+        say(f"\n{name}: {found[0]['task'].replace('_', ' ')}, {len(views) - len(broken)} photos of {image_size} pixels")
+        say(table(found))
+        if broken:
+            key, reason = os.fsencode(broken[0]["key"]).decode(errors="replace"), broken[0]["reason"]  # may be no UTF-8
+            say(f"Skipped {len(broken)} broken photos, the first {key}: {reason}.")
     if command.out is not None:
         say(f"\nWrote {command.out}; for a CSV file: clip_benchmark build {command.out.with_suffix('')}")
 
@@ -155,7 +160,10 @@ def _teacher_of(folders: list[Path]) -> str:
         path = folder / "bootstrap.json"
         if not path.is_file():
             raise ValueError(f"{folder} has no bootstrap.json that names its teacher: give --teacher.")
-        found[json.loads(path.read_text())["teacher"]] = folder
+        named = read_json(path).get("teacher")
+        if not isinstance(named, str):
+            raise ValueError(f"{path} names no teacher: give --teacher.")
+        found[named] = folder
     if len(found) > 1:
         raise ValueError(f"They have several teachers ({', '.join(found)}): measure each alone, or give --teacher.")
     return next(iter(found))
@@ -167,18 +175,18 @@ def _image_size(command: ZeroShotCommand, teacher: Teacher, students: list[Spars
     found = {student.config.image_size for student in students} or {teacher.config.image_size}
     if given is None and len(found) > 1:
         raise ValueError(f"The models take photos of different sides ({sorted(found)}): choose one with --image-size.")
-    size, patch = given or found.pop(), teacher.config.teacher_patch_size
+    size, patch = found.pop() if given is None else given, teacher.config.teacher_patch_size
     if size < patch or size % patch:
         raise ValueError(f"The photos' side is {size}, no multiple of the teacher's patches of {patch} pixels.")
     return size
 
 
-def _lines(path: Path | None) -> tuple[str, ...] | None:
+def _read(path: Path | None, lines: Callable[[Path], tuple[str, ...]]) -> tuple[str, ...] | None:
     if path is None:
         return None
     if not path.is_file():
         raise ValueError(f"The file {path} does not exist.")
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return lines(path)
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:
