@@ -154,10 +154,16 @@ def _check_tiles(args: Any, tower: SparseFormerConfig) -> None:
 
 def pinpoints(args: Any) -> list[tuple[int, int]]:
     """The sizes in pixels that photos are brought to; none where they are counted in tiles, as "(1x1),...,(6x6)"."""
-    found = getattr(args, "image_grid_pinpoints", None) or []
-    if isinstance(found, str):
-        found = [] if "x" in found else ast.literal_eval(found)
-    return [(int(width), int(height)) for width, height in found]
+    given = getattr(args, "image_grid_pinpoints", None) or []
+    if isinstance(given, str) and "x" in given:
+        return []
+    try:
+        found = ast.literal_eval(given) if isinstance(given, str) else given
+        return [(int(width), int(height)) for width, height in found]
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"image_grid_pinpoints is {given!r}; it is a list of sizes in pixels, such as [[336, 672], [672, 336]]."
+        ) from error
 
 
 def selected_feature(args: Any) -> str:

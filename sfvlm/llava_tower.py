@@ -85,7 +85,7 @@ class LlavaTower(nn.Module):
         if self.is_loaded:
             return
         if self.encoder is None or not _was_filled(self.encoder, self.folder):
-            self.encoder = open_student(self.folder)
+            self.encoder = open_student(self.folder).float()
         self.encoder.requires_grad_(False)
         self.encoder.eval()
         device = _device(device_map)

@@ -37,6 +37,8 @@ class SfvlmHost(lmms):
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ValueError(f"batch_size is {batch_size!r}, and sfvlm needs a number of questions: --batch_size 8.")
         # lmms-eval gives each process its share of the questions by rank, and gathers them itself.
         self._rank, self._world_size, place = (
             int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))

@@ -202,13 +202,17 @@ def look(
 
 
 def written_words(host: Host, reply: Reply) -> tuple[str, ...]:
-    """A reply's tokens as text, each with the space in front of it; what ends a reply is no word."""
+    """A reply's tokens as text, each with the space in front of it; what ends a reply is no word.
+
+    A letter of several tokens is the last one's: together the words are the reply.
+    """
     special = set(host.processor.tokenizer.all_special_ids)
     tokens = reply.tokens
     count = next((number for number, token in enumerate(tokens) if token in special), len(tokens))
     decode = host.processor.tokenizer.decode
     texts = [decode(tokens[: number + 1]) for number in range(count)]
-    return tuple(text[len(before) :] for before, text in zip(["", *texts], texts, strict=False))
+    whole = [text.rstrip("\ufffd") for text in texts[:-1]] + texts[-1:]  # half a letter decodes to that mark
+    return tuple(text[len(before) :] for before, text in zip(["", *whole], whole, strict=False))
 
 
 @torch.no_grad()

@@ -4,7 +4,9 @@ Activation, norm epsilon, normalisation, image size and depth are read from the 
 from a name.
 """
 
-import json
+import importlib
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from .configuration import CLIP_MEAN, CLIP_STD, SparseFormerConfig
 from .errors import reason
+from .files import read_json
 from .teacher_tables import OPEN_CLIP, TIMM, TRANSFORMERS, rename
 from .zoo import hub_folder
 
@@ -33,16 +36,19 @@ def read_teacher(source: str, local_files_only: bool) -> tuple[SparseFormerConfi
 
 def read_timm(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
     """`timm:NAME:FILE`, or `timm:NAME` from the hub; a plain vision transformer with its classifier, where it has one."""
-    import timm
+    timm = _library("timm", source)
     from timm.models.vision_transformer import VisionTransformer
 
     _, name, *file = source.split(":", 2)
-    if name not in timm.list_models():
+    if not timm.is_model(name):
         raise ValueError(f"timm knows no model named {name!r}; see timm.list_models('vit_*').")
     path = file[0] if file else None
     if path is not None and not Path(path).is_file():
         raise ValueError(f"The weights file {path} of teacher {source!r} does not exist.")
-    model = timm.create_model(name, pretrained=False)
+    try:
+        model = timm.create_model(name, pretrained=False)
+    except RuntimeError as error:  # of a tag, what stands behind the dot
+        raise ValueError(f"timm cannot build {name!r}: {reason(error)}") from error
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"timm's {name!r} is a {type(model).__name__}, not a plain VisionTransformer.")
     try:
@@ -59,14 +65,20 @@ def read_timm(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
     block = cast(Any, model.blocks[0])
     pooling = {"token": "cls", "avg": "mean", "map": "attention"}.get(model.global_pool)
     patch, grid = model.patch_embed.patch_size, model.patch_embed.grid_size
-    canonical = rename(model.state_dict(), TIMM, source)
+    canonical = _with_projection(rename(model.state_dict(), TIMM, source))
     if pooling is None or patch[0] != patch[1] or grid[0] != grid[1] or model.num_prefix_tokens != (pooling == "cls"):
         raise ValueError(
             f"timm's {name!r} pools by {model.global_pool!r} with {model.num_prefix_tokens} prefix tokens on a grid of {grid}; "
             "supported are 'token' with one, or 'avg' and 'map' without any, on a square grid."
         )
+    norm_comes_last = isinstance(model.norm, nn.Identity)
+    if pooling != "cls" and norm_comes_last != (pooling == "mean"):
+        order = "pools before its last norm" if norm_comes_last else "takes the mean after its last norm"
+        raise ValueError(
+            f"timm's {name!r} {order}, and a SparseFormer does it the other way round: give one that pools by 'token' or 'map'."
+        )
     config = _teacher_config(
-        image_size=patch[0] * grid[0],
+        image_size=cast(Any, model.patch_embed.img_size)[0],
         patch=patch[0],
         width=model.embed_dim,
         depth=len(model.blocks),
@@ -82,10 +94,18 @@ def read_timm(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
     return config, canonical
 
 
+def _with_projection(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """timm keeps a CLIP's projection as a classifier whose bias is zero; these tensors call it by its name again."""
+    bias = tensors.get("head.classifier.bias")
+    if bias is None or bias.any() or "pre_norm.weight" not in tensors:
+        return tensors
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("head.classifier.")}
+    return kept | {"head.projection.weight": tensors["head.classifier.weight"]}
+
+
 def read_open_clip(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
     """`open_clip:NAME:FILE`, `open_clip:NAME:TAG`, or `local-dir:FOLDER`."""
-    import open_clip
-
+    open_clip = _library("open_clip", source)
     if source.startswith("open_clip:"):
         _, name, *file = source.split(":", 2)
         pretrained = file[0] if file else None
@@ -99,7 +119,7 @@ def read_open_clip(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
         name, pretrained = source, None
     try:
         clip = open_clip.create_model(name, pretrained=pretrained)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # a damaged file, a foreign one and no network are of many unrelated types
         raise ValueError(f"open_clip cannot open {source!r}: {reason(error)}") from error
     return open_clip_vision(clip.visual, source)
 
@@ -121,7 +141,7 @@ def open_clip_vision(visual: Any, source: str) -> tuple[SparseFormerConfig, dict
     canonical = rename(tensors, OPEN_CLIP, source)
     patch = cast(Any, visual.patch_size)[0]
     config = _teacher_config(
-        image_size=patch * visual.grid_size[0],
+        image_size=cast(Any, visual.image_size)[0],
         patch=patch,
         width=visual.conv1.out_channels,
         depth=len(visual.transformer.resblocks),
@@ -140,8 +160,8 @@ def open_clip_vision(visual: Any, source: str) -> tuple[SparseFormerConfig, dict
 def read_transformers(source: str, local_files_only: bool) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
     """A folder or hub id of a CLIP or SigLIP model, of its vision tower alone, or of a LLaVA that holds one."""
     folder = _model_folder(source, local_files_only)
-    described = json.loads((folder / "config.json").read_text())
-    vision = described.get("vision_config", described)
+    described = read_json(folder / "config.json")
+    vision = described.get("vision_config") or described
     model_type = vision.get("model_type", described.get("model_type"))
     if model_type not in ("clip_vision_model", "clip", "siglip_vision_model", "siglip"):
         raise ValueError(
@@ -189,45 +209,71 @@ def _model_folder(source: str, local_files_only: bool) -> Path:
         raise ValueError(
             f"{source} is a file; a bare weights file does not say what it is: write timm:NAME:{source} or open_clip:NAME:{source}."
         )
-    return hub_folder(source, local_files_only=local_files_only)
+    return hub_folder(source, pickles=True, local_files_only=local_files_only)
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
-            content = json.loads((folder / name).read_text())
+            content = read_json(folder / name)
             return content.get("image_processor", content)
     return {}
 
 
 def _vision_tensors(folder: Path, source: str) -> dict[str, Tensor]:
     """The tower's tensors alone, without its prefix: 4.x and 5.x of transformers, and LLaVA, nest it differently."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(
-            f"The folder of {source!r} holds no .safetensors file; convert pickled weights with transformers first."
-        )
     anchor = "embeddings.patch_embedding.weight"
-    index: dict[str, Path] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                index |= dict.fromkeys(opened.keys(), file)
-        except Exception as error:  # safetensors raises its own untyped error for a truncated file
-            raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
-    prefixes = [key.removesuffix(anchor) for key in index if key.endswith(anchor)]
+    readers: dict[str, Callable[[str], Tensor]] = {}
+    for file in _weight_files(folder, source):
+        names, read = _opened(file)
+        readers |= dict.fromkeys(names, read)
+    prefixes = [key.removesuffix(anchor) for key in readers if key.endswith(anchor)]
     if len(prefixes) != 1:
         raise ValueError(f"{source!r} holds {len(prefixes)} CLIP or SigLIP vision towers; exactly one is needed.")
-    wanted = {key: key.removeprefix(prefixes[0]) for key in index if key.startswith(prefixes[0])}
-    if not prefixes[0]:  # a tower saved alone, by transformers 5: everything in the file is its own
-        wanted = {key: key for key in index}
-    elif "visual_projection.weight" in index:
+    wanted = {key: key.removeprefix(prefixes[0]) for key in readers if key.startswith(prefixes[0])}
+    if prefixes[0] and "visual_projection.weight" in readers:
         wanted["visual_projection.weight"] = "visual_projection.weight"
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            tensors |= {wanted[key]: opened.get_tensor(key) for key in opened.keys() if key in wanted}  # noqa: SIM118
-    return tensors
+    return {name: readers[key](key) for key, name in wanted.items()}
+
+
+def _weight_files(folder: Path, source: str) -> list[Path]:
+    """The model's own files, chosen as transformers does: what else lies in the folder may be another model's."""
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{whole}.index.json"
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if index.is_file():
+            files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+            if lost := [file.name for file in files if not file.is_file()]:
+                raise ValueError(
+                    f"{index} names {len(files)} files, and {len(lost)} of them not there, first {lost[0]}: get the model whole."
+                )
+            return files
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"The folder of {source!r} holds neither .safetensors files nor a pytorch_model.bin.")
+    return files
+
+
+def _opened(file: Path) -> tuple[list[str], Callable[[str], Tensor]]:
+    """The names of a file's tensors, and what reads one of them; code in a pickle is not run."""
+    safe = file.suffix == ".safetensors"
+    try:
+        if safe:
+            opened = safe_open(file, framework="pt")
+            return list(opened.keys()), opened.get_tensor
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        return list(state), state.__getitem__
+    except Exception as error:  # each reader raises its own kinds for a damaged file
+        kind = "safetensors" if safe else "a pickle of tensors"
+        raise ValueError(f"{file} cannot be read as {kind}: {reason(error)}") from error
+
+
+def _library(name: str, source: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"Teacher {source!r} needs the package {name}: pip install 'sfvlm[train]'.") from error
 
 
 def _teacher_config(

@@ -126,8 +126,9 @@ def _canonical(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if ".attn.q." in key:
-            parts = [tensors[key.replace(".attn.q.", f".attn.{part}.")] for part in "qkv"]
-            out[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat(parts)
+            names = [key.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
+            if all(name in tensors for name in names):  # otherwise it is missing, and named as such
+                out[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat([tensors[name] for name in names])
         elif ".attn.k." in key or ".attn.v." in key:
             continue
         elif ".attention_pool.qkv." in key:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
 from . import roi
-from .files import replacing
+from .files import make_folder, replacing
 from .sparseformer import SparseFormerModel
 from .views import evaluation_view, normalize
 
@@ -124,11 +124,16 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """Writes in one piece; the suffix says the format.
 
     Raises:
-        ValueError: There is no format of that suffix.
+        ValueError: There is no format of that suffix, or the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        picture.save(temporary)
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{path} has not the suffix of a picture that can be written: call it {path.stem}.png.")
+    make_folder(path.parent)
+    try:
+        with replacing(path) as temporary:
+            picture.save(temporary)
+    except OSError as error:
+        raise ValueError(f"The picture {path} cannot be written: {error.strerror or error}.") from error
 
 
 def describe_boxes(boxes: Tensor) -> str:

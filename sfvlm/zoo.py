@@ -122,7 +122,7 @@ def folder_of(name: str | Path) -> Path:
         ValueError: It can be neither found nor downloaded.
     """
     found = resolve(name)
-    return Path(found) if Path(found).is_dir() else hub_folder(str(found))
+    return Path(found) if Path(found).is_dir() else hub_folder(str(found), pickles=True)
 
 
 def hub_folder(source: str, what: str | None = None, *, pickles: bool = False, local_files_only: bool = False) -> Path:

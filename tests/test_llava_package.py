@@ -193,6 +193,11 @@ def test_the_output_has_the_dtype_of_the_photos_whatever_the_towers(folder: Path
     assert boxes.dtype == torch.float32
 
 
+def test_a_folder_in_half_precision_is_opened_in_float32(tmp_path: Path) -> None:
+    tiny_tower().to(torch.bfloat16).save_pretrained(tmp_path)
+    assert tower(tmp_path).dtype == torch.float32
+
+
 def test_gradients_stop_at_a_frozen_tower_and_flow_where_one_is_tuned(folder: Path) -> None:
     encoder = tower(folder)
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
@@ -265,6 +270,8 @@ SPATIAL = ANYRES | dict(mm_patch_merge_type="spatial_unpad")
         (dict(s2=True), "several scales"),
         (ANYRES | dict(image_grid_pinpoints=[[84, 56]]), "84 x 56 pixels .* tiles have 56"),
         (ANYRES | dict(image_grid_pinpoints="[(84, 56)]"), "84 x 56 pixels .* tiles have 56"),
+        (ANYRES | dict(image_grid_pinpoints="[(56, 56)"), r"image_grid_pinpoints is '\[\(56, 56\)'; it is a list of sizes"),
+        (ANYRES | dict(image_grid_pinpoints=[56, 112]), r"image_grid_pinpoints is \[56, 112\]; it is a list of sizes"),
         (SPATIAL | dict(mm_vision_select_feature="cls_patch"), "'patch' alone"),
     ],
 )  # fmt: skip

@@ -112,6 +112,13 @@ def test_lmms_eval_finds_the_host_and_gets_its_answers_in_order(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("size", ["auto", "auto:4", 0, "-1"])
+def test_a_batch_size_that_is_no_number_is_refused(size: int | str) -> None:
+    with pytest.raises(ValueError, match=f"batch_size is {size!r}, and sfvlm needs a number of questions"):
+        resolved()(pretrained="/nowhere", batch_size=size)
+
+
+@pytest.mark.usefixtures("stand_in")
 def test_a_video_is_refused(tmp_path: Path) -> None:
     model = resolved()(pretrained=str(tiny_llava(tmp_path)), device="cpu")
     model.task_dict["films"] = {"test": [None]}

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 from tiny_hosts import opened, photo, tiny_tower
 
 from sfvlm.chat import Host, open_host, user_message
-from sfvlm.looking import Looked, answer_attention, as_image, look, seen_view, view_pixels
+from sfvlm.looking import Looked, answer_attention, as_image, look, seen_view, view_pixels, written_words
 from sfvlm.sides import with_tower
 from sfvlm.views import evaluation_view
 from sfvlm.visualize import draw_attention
@@ -32,6 +34,16 @@ def test_the_answer_is_the_hosts_and_its_words_are_all_of_it(looked: Looked, hos
     assert [looked.answer] == host.answer([PHOTO], [QUESTION], max_new_tokens=6)
     assert "".join(looked.words).strip() == looked.answer
     assert looked.attention is not None and looked.attention.tokens.shape == (len(looked.words), 49)
+
+
+def test_a_letter_of_several_tokens_is_in_the_words(host: Host) -> None:
+    text = "café 狗 \N{DOG FACE} ok"
+    reply: Any = SimpleNamespace(tokens=host.processor.tokenizer.encode(text, add_special_tokens=False))
+    words = written_words(host, reply)
+    assert "".join(words) == text and len(words) == len(reply.tokens)
+    assert words[2:5] == ("f", "", "é")
+    reply.tokens = reply.tokens[:4]  # cut off within a letter
+    assert words[:3] == written_words(host, reply)[:3] and written_words(host, reply)[3] == "\ufffd"
 
 
 @torch.no_grad()

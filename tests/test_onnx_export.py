@@ -236,6 +236,15 @@ def test_only_a_sparseformer_in_float32_is_exported(tmp_path: Path) -> None:
         export_onnx(tiny_model().train(), tmp_path / "model.onnx")
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_traced(
+    models: dict[str, SparseFormerModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr(onnx_export, "_trace", lambda *_: pytest.fail("traced"))
+    with pytest.raises(ValueError, match=f"The folder {tmp_path} cannot be written"):
+        export_onnx(models["chosen"], tmp_path / "model.onnx")
+
+
 def test_the_encoder_refuses_other_files_and_other_photos(files: Files, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"shape \(1, 3, 48, 48\); this file reads \(batch, 3, 32, 32\)"):
         OnnxEncoder(files["chosen"])(photos(1, 48))

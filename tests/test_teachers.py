@@ -1,6 +1,9 @@
 import json
 import shutil
+import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +24,18 @@ from transformers import (
 from sfvlm.teachers import Teacher, open_teacher, tensor_hash
 
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+OPEN_CLIP: dict[str, Any] = {
+    "embed_dim": 24,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 4, "width": 64, "head_width": 32, "patch_size": 8, "mlp_ratio": 2.0},
+    "text_cfg": {"context_length": 16, "vocab_size": 99, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def write_open_clip_config(folder: Path, **changes: Any) -> None:
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": OPEN_CLIP | changes, "preprocess_cfg": {}}))
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -97,14 +112,8 @@ def test_open_clip_and_timm_forms_of_one_model_are_one_teacher(
 ) -> None:
     import open_clip
 
-    config = {
-        "embed_dim": 24,
-        "quick_gelu": True,
-        "vision_cfg": {"image_size": 32, "layers": 4, "width": 64, "head_width": 32, "patch_size": 8, "mlp_ratio": 2.0},
-        "text_cfg": {"context_length": 16, "vocab_size": 99, "width": 32, "heads": 2, "layers": 1},
-    }
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    theirs = open_clip.CLIP(**config)
+    write_open_clip_config(tmp_path)
+    theirs = open_clip.CLIP(**OPEN_CLIP)
     canonical = clip_teacher.model.state_dict()
     state = theirs.visual.state_dict()
     renamed = {
@@ -170,6 +179,134 @@ def test_a_siglip_teacher_pools_by_attention(tmp_path: Path) -> None:
     close(teacher.model(PIXELS).hidden_states[-2], theirs.hidden_states[-2])
 
 
+def timm_file(monkeypatch: pytest.MonkeyPatch, file: Path, **sizes: Any) -> Any:
+    """A tiny model of timm, which now builds its test_vit so, and its weights in a file."""
+    import timm
+
+    sizes = dict(embed_dim=64, depth=2, num_heads=2, mlp_ratio=2, dynamic_img_size=False) | sizes
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, **sizes))
+    model = randomize(timm.create_model("test_vit"), scale=0.05).eval()
+    save_file(model.state_dict(), file)
+    return model
+
+
+@torch.no_grad()
+def test_a_clip_of_timm_has_a_projection_and_no_classifier(
+    clip_teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from timm.layers import QuickGELU
+
+    sizes = dict(patch_size=8, img_size=32, depth=4, num_classes=24, pre_norm=True, act_layer=QuickGELU)
+    file = tmp_path / "clip.safetensors"
+    model = timm_file(monkeypatch, file, **sizes, norm_layer=partial(torch.nn.LayerNorm, eps=1e-5))
+    model.head.bias.zero_()  # as timm itself fills it from a CLIP's projection
+    save_file(model.state_dict(), file)
+    teacher = open_teacher(f"timm:test_vit:{file}")
+    described = {"projection_dim", "num_classes", "hidden_act", "pre_norm", "pooling", "teacher_grid"}
+    ours, theirs = teacher.config.to_dict(), clip_teacher.config.to_dict()
+    assert {name: ours[name] for name in described} == {name: theirs[name] for name in described}
+    output = teacher.model(PIXELS)
+    close(output.pooled, model(PIXELS))
+    assert output.logits is None
+    model.head.bias += 1  # a classifier was trained on it
+    save_file(model.state_dict(), file)
+    assert open_teacher(f"timm:test_vit:{file}").config.num_classes == 24
+
+
+def test_a_timm_model_that_norms_before_it_takes_the_mean_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "gap.safetensors"
+    timm_file(monkeypatch, file, img_size=32, class_token=False, global_pool="avg", fc_norm=False)
+    with pytest.raises(ValueError, match="'test_vit' takes the mean after its last norm, and a SparseFormer"):
+        open_teacher(f"timm:test_vit:{file}")
+
+
+@torch.no_grad()
+def test_a_photo_keeps_the_size_that_its_patches_do_not_fill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, pixels = tmp_path / "map.safetensors", torch.randn(1, 3, 38, 38)
+    model = timm_file(monkeypatch, file, patch_size=16, img_size=38, class_token=False, global_pool="map")
+    teacher = open_teacher(f"timm:test_vit:{file}")
+    assert (teacher.config.image_size, teacher.config.teacher_grid) == (38, 2)
+    theirs = model.forward_intermediates(pixels, indices=[-1], output_fmt="NLC", intermediates_only=True)
+    close(teacher.model(pixels).hidden_states[-1], theirs[0])
+
+    import open_clip
+
+    vision = OPEN_CLIP["vision_cfg"] | {"image_size": 38}
+    write_open_clip_config(tmp_path, vision_cfg=vision)
+    clip = randomize(open_clip.CLIP(**(OPEN_CLIP | {"vision_cfg": vision})), scale=0.05)
+    save_file(clip.state_dict(), tmp_path / "open_clip_model.safetensors")
+    teacher = open_teacher(f"local-dir:{tmp_path}")
+    assert (teacher.config.image_size, teacher.config.teacher_grid) == (38, 4)
+    close(teacher.model(pixels).pooled, clip.encode_image(pixels))  # type: ignore[operator]
+
+
+def test_timm_names_may_have_tags(tmp_path: Path) -> None:
+    import timm
+
+    save_file(timm.create_model("vit_tiny_patch16_224.augreg_in21k").state_dict(), tmp_path / "vit.safetensors")
+    teacher = open_teacher(f"timm:vit_tiny_patch16_224.augreg_in21k:{tmp_path / 'vit.safetensors'}")
+    assert teacher.config.num_classes == 21843
+    with pytest.raises(ValueError, match=r"timm cannot build 'vit_tiny_patch16_224\.unheard': .*tag"):
+        open_teacher(f"timm:vit_tiny_patch16_224.unheard:{tmp_path / 'vit.safetensors'}")
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_pickled_weights_are_opened_without_their_code(shards: int, clip_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(clip_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = load_file(clip_folder / "model.safetensors")
+    if shards == 1:
+        torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    else:
+        places = {key: f"pytorch_model-{number % 2}.bin" for number, key in enumerate(tensors)}
+        for file in set(places.values()):
+            torch.save({key: tensor for key, tensor in tensors.items() if places[key] == file}, folder / file)
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    assert open_teacher(folder).sha256 == open_teacher(clip_folder).sha256
+    file = next(folder.glob("*.bin"))
+    torch.save({"weights": Path("code")}, file)
+    with pytest.raises(ValueError, match=f"{file.name} cannot be read as a pickle of tensors: Weights only"):
+        open_teacher(folder)
+
+
+def test_what_else_lies_in_the_folder_is_no_weight_of_the_model(clip_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(clip_folder, folder)
+    zeros = {key: torch.zeros_like(tensor) for key, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(zeros, folder / "optimizer.safetensors")
+    assert open_teacher(folder).sha256 == open_teacher(clip_folder).sha256
+
+
+def test_a_folder_that_lacks_a_shard_is_refused_by_its_name(clip_model: CLIPModel, tmp_path: Path) -> None:
+    clip_model.save_pretrained(tmp_path, max_shard_size="100KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert open_teacher(tmp_path).config.num_hidden_layers == 4
+    shards[1].unlink()
+    with pytest.raises(ValueError, match=f"names {len(shards)} files, and 1 of them not there, first {shards[1].name}"):
+        open_teacher(tmp_path)
+
+
+def test_damaged_json_is_named(clip_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(clip_folder, folder)
+    (folder / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json is no JSON"):
+        open_teacher(folder)
+    for content in ("[]", '{"model_type": "cl'):
+        (folder / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=r"clip/config\.json (is no JSON|holds no JSON object)"):
+            open_teacher(folder)
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, source in {"timm": "timm:vit_tiny_patch16_224", "open_clip": "open_clip:ViT-B-32:openai"}.items():
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(ValueError, match=rf"{source!r} needs the package {name}: pip install 'sfvlm\[train\]'"):
+            open_teacher(source)
+
+
 def test_unknown_missing_and_misshapen_tensors_are_named(clip_folder: Path, tmp_path: Path) -> None:
     def changed(name: str, change: object) -> Path:
         folder = tmp_path / name
@@ -184,6 +321,10 @@ def test_unknown_missing_and_misshapen_tensors_are_named(clip_folder: Path, tmp_
         open_teacher(changed("unknown", lambda tensors: tensors.update({"vision_model.surprise": torch.ones(1)})))
     with pytest.raises(ValueError, match=r"missing: head\.norm\.bias"):
         open_teacher(changed("missing", lambda tensors: tensors.pop(key)))
+    for part in "qkv":
+        lost = f"vision_model.encoder.layers.1.self_attn.{part}_proj.bias"
+        with pytest.raises(ValueError, match=r"missing: blocks\.1\.attn\.qkv\.bias"):
+            open_teacher(changed(f"missing {part}", lambda tensors, lost=lost: tensors.pop(lost)))
     with pytest.raises(ValueError, match=r"head\.norm\.bias is \(7,\), not \(64,\)"):
         open_teacher(changed("shape", lambda tensors: tensors.update({key: torch.ones(7)})))
 
@@ -191,6 +332,9 @@ def test_unknown_missing_and_misshapen_tensors_are_named(clip_folder: Path, tmp_
 def test_sources_that_cannot_be_opened_say_what_to_give(tmp_path: Path, clip_folder: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes((clip_folder / "model.safetensors").read_bytes()[:1000])
+    (tmp_path / "damaged").mkdir()
+    write_open_clip_config(tmp_path / "damaged")
+    shutil.copy(weights, tmp_path / "damaged" / "open_clip_model.safetensors")
     for source, message in {
         str(weights): "timm:NAME:",
         str(tmp_path): "no config.json",
@@ -201,6 +345,7 @@ def test_sources_that_cannot_be_opened_say_what_to_give(tmp_path: Path, clip_fol
         "open_clip:ViT-B-32": "names no weights",
         "open_clip:ViT-Unheard-Of:x": "open_clip knows no model",
         f"local-dir:{tmp_path}": "open_clip cannot open",
+        f"local-dir:{tmp_path / 'damaged'}": "open_clip cannot open",
     }.items():
         with pytest.raises(ValueError, match=message):
             open_teacher(source)

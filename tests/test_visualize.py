@@ -94,6 +94,33 @@ def test_a_picture_may_go_into_a_folder_that_is_not_there(tmp_path: Path) -> Non
     assert Image.open(path).size == (3, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("boxes", r"boxes has not the suffix of a picture that can be written: call it boxes\.png"),
+        ("boxes.svg", "has not the suffix of a picture"),
+        ("boxes.psd", "has not the suffix of a picture"),  # Pillow reads these alone
+        ("boxes.h5", "cannot be written: HDF5 save handler not installed"),
+        ("folder.png", "cannot be written: Is a directory"),
+        ("file/boxes.png", "The folder .*file cannot be made"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_one_sentence(name: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=sentence):
+        save_picture(Image.new("RGB", (3, 2)), tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == {"folder.png", "file"}
+
+
+def test_boxes_of_a_model_on_the_hub_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model().save_pretrained(tmp_path / "cached")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path / "cached"))
+    out = str(tmp_path / "boxes.png")
+    main(["boxes", "--model", "somebody/sparse", "--photo", "scenes:1:0", "--out", out])
+    assert Image.open(out).height == 336
+
+
 @dataclass(frozen=True)
 class Sized:
     batch_size: int = 8

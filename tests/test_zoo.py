@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Barrier, Thread
@@ -254,6 +255,25 @@ def test_the_listing_has_every_name_and_fetching_one_gives_a_folder(
     assert capsys.readouterr().out.strip() == str(weights / "clip-tiny")
     with pytest.raises(ValueError, match="'nobody/nothing' is neither a folder nor a model"):
         zoo_command(ZooCommand("nobody/nothing"))
+
+
+def test_fetching_a_model_with_pickled_weights_alone_brings_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote, cache = ("config.json", "pytorch_model.bin", "tf_model.h5"), tmp_path / "cache"
+    cache.mkdir()
+
+    def download(source: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        assert source == "openai/clip-vit-large-patch14-336" and not local_files_only
+        for name in remote:
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (cache / name).touch()
+        return str(cache)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    zoo_command(ZooCommand("clip-l14-336"))
+    assert capsys.readouterr().out.strip() == str(cache)
+    assert {path.name for path in cache.iterdir()} == {"config.json", "pytorch_model.bin"}
 
 
 def test_a_cache_folder_that_cannot_be_made_is_one_sentence(

@@ -7,7 +7,7 @@ from ..cli import say
 from ..export import open_student
 from ..images import open_photos
 from ..visualize import draw_focusing, save_picture
-from ..zoo import resolve
+from ..zoo import folder_of
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class BoxesCommand:
     """Draw where the tokens looked: the photo, then its boxes after each step."""
 
     model: str
-    """A SparseFormer folder, or a name of `sfvlm zoo`."""
+    """A SparseFormer: folder, hub id, or name of `sfvlm zoo`."""
     photo: str
     """An image file, or scenes:1:SEED for a rendered one."""
     out: Path
@@ -29,8 +29,7 @@ class BoxesCommand:
 def boxes_command(command: BoxesCommand) -> None:
     """Opens the model and the photo, and writes the picture."""
     photo = open_photos(command.photo)[0]
-    picture = draw_focusing(
-        open_student(resolve(command.model)), photo.image, command.num_tokens, with_points=command.points
-    )
+    model = open_student(folder_of(command.model))
+    picture = draw_focusing(model, photo.image, command.num_tokens, with_points=command.points)
     save_picture(picture, command.out)
     say(f"Wrote {command.out}.")
