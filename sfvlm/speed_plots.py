@@ -14,13 +14,13 @@ from typing import Any
 from .files import replacing
 from .reduce import REDUCE
 from .speed import Row
-from .speed_quality import QUALITIES, Spot, match, read_files
+from .speed_quality import NO_SHARES, QUALITIES, Spot, match, read_files
 from .speed_scaling import fits
 
 DENSE, SPARSE = "#222222", ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 OTHERS = (
     ("#E69F00", "s"), ("#56B4E9", "v"), ("#CC79A7", "P"), ("#009E73", "X"), ("#999999", "D"), ("#D55E00", "<"),
-    ("#7A6C00", "^"), ("#004F7A", "h"),
+    ("#7A6C00", "^"), ("#004F7A", "h"), ("#882255", ">"),
 )  # fmt: skip
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -170,7 +170,7 @@ def _draw_quality(axis: Any, spots: Sequence[Spot], looks: dict[str, tuple[str, 
                     color=colour,
                 )  # fmt: skip
     axis.set_xlim(left=0)
-    if metric != "cosine" and max(spot.quality for spot in spots) <= 1:
+    if metric not in NO_SHARES and max(spot.quality for spot in spots) <= 1:
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.set_title(dataset)
     axis.set_xlabel(LATENCIES[latency])

@@ -30,7 +30,9 @@ QUALITIES = {
     "image_retrieval_recall@1": "photo retrieval, recall at 1",
     "agreement": "same first choice as the teacher",
     "cosine": "cosine to the teacher's vector",
+    "cider_d": "CIDEr-D",
 }
+NO_SHARES = ("cosine", "cider_d")  # whose 0.3 is not 30 %
 ACCELERATED = re.compile(r" \+\w+$")  # the end of a name in a zero-shot file, such as "sf49@49 +int8"
 
 

@@ -26,7 +26,7 @@ from sfvlm.inherit import inherit, student_config
 from sfvlm.reduce_methods import METHODS
 from sfvlm.speed_encoders import Encoder, EncoderName, Encoders, at_budget, dense_base, encoder_name, suite
 from sfvlm.speed_floor import Ceiling, floor_seconds, measure_ceiling
-from sfvlm.speed_plots import plot_quality, plot_scaling
+from sfvlm.speed_plots import OTHERS, plot_quality, plot_scaling
 from sfvlm.speed_quality import Identity, match, read_files, result_identity
 from sfvlm.speed_rounds import Ceilings, derived, encoder_facts, measure_encoders, rounds_of, timed_encode
 from sfvlm.speed_scaling import fits, line_fit, measure_panel, scaling_panels
@@ -358,7 +358,9 @@ def test_cost_grows_with_tokens_and_photos_and_not_with_pixels(encoders: Encoder
     by_tokens = [work["tokens", "clip/inherited@9", count] for count in places["budgets"]]
     line = line_fit(places["budgets"], by_tokens)
     assert line.explained > 0.999 and by_tokens[1] == sparse.macs
-    assert [work["photos", "clip/inherited@9", count] for count in (1, 2, 4)] == [sparse.macs * count for count in (1, 2, 4)]
+    assert [work["photos", "clip/inherited@9", count] for count in (1, 2, 4)] == [
+        sparse.macs * count for count in (1, 2, 4)
+    ]
     assert len({work["image size", "clip/inherited@9", side] for side in places["image_sizes"]}) == 1
     of_dense = [work["image size", "clip", side] for side in places["image_sizes"]]
     assert of_dense[0] == dense.macs and of_dense[2] > 4 * of_dense[0]
@@ -488,6 +490,10 @@ def test_the_quality_plot_is_written_from_files(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "quality.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     printed = capsys.readouterr().out
     assert "Left out: sf49@16 (photos): no latency.\n" in printed and "Wrote" in printed
+
+
+def test_every_alternative_looks_different_in_a_plot() -> None:
+    assert len(set(OTHERS)) == len(OTHERS) >= len(METHODS)
 
 
 def test_hosts_and_encoders_are_not_plotted_together(tmp_path: Path) -> None:
