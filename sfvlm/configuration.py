@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2CLS
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -107,6 +108,8 @@ class SparseFormerConfig(PreTrainedConfig):
             raise ValueError(f"focusing is {self.focusing!r}; it is one of {', '.join(get_args(Focusing))}.")
         if self.pooling not in ("cls", "attention", "mean"):
             raise ValueError(f"pooling is {self.pooling!r}; it is 'cls', 'attention' or 'mean'.")
+        if self.hidden_act not in ACT2CLS:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; transformers knows {', '.join(sorted(ACT2CLS))}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}."

@@ -263,6 +263,8 @@ def test_bad_configurations_name_the_numbers_that_disagree() -> None:
         tiny_config(hidden_size=70, num_attention_heads=4)
     with pytest.raises(ValueError, match="focusing is 'dense'"):
         tiny_config("dense")
+    with pytest.raises(ValueError, match=r"hidden_act is 'gelux'; transformers knows gelu, "):
+        tiny_config(hidden_act="gelux")
     with pytest.raises(ValueError, match="coarse_blocks 9 exceeds the 3"):
         tiny_config(coarse_blocks=9)
     with pytest.raises(ValueError, match="presets are sparseformer-augreg-base"):
