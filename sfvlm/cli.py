@@ -51,6 +51,7 @@ def _command(name: str) -> tuple[type, Callable[[Any], None]]:
 def say(text: str) -> None:
     """Prints for people, once over all processes."""
     if os.environ.get("RANK", "0") == "0":
+        text = text.encode(errors="surrogateescape").decode(errors="replace")  # names of files may be no UTF-8
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 

@@ -168,8 +168,7 @@ def make_controls(dense: DenseTransformer, num_tokens: int, image_size: int) -> 
     Raises:
         ValueError: The budget is less than 1 token.
     """
-    if num_tokens < 1:
-        raise ValueError(f"num_tokens is {num_tokens}; a photo needs at least 1 token.")
+    dense.config.check_budget(num_tokens)
     if num_tokens >= (image_size // dense.config.teacher_patch_size) ** 2:
         return []
     side = max(1, round(math.sqrt(num_tokens)))

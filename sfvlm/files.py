@@ -38,6 +38,12 @@ def make_folder(folder: Path) -> None:
         raise ValueError(f"The folder {folder} cannot be made: {error.strerror}.") from error
 
 
+def check_writable(folder: Path) -> None:
+    """Raises ValueError if nothing can be written into a folder."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"The folder {folder} cannot be written.")
+
+
 def check_absent(out: Path) -> None:
     """Raises ValueError if there is something where a folder shall be written."""
     if out.exists():
@@ -53,8 +59,7 @@ def appearing(out: Path) -> Iterator[Path]:
     """
     check_absent(out)
     make_folder(out.parent)
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"The folder {out.parent} cannot be written.")
+    check_writable(out.parent)
     with replacing(out) as temporary:
         yield temporary
         check_absent(out)

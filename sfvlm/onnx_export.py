@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from .configuration import SparseFormerConfig, layer_from_end
 from .errors import reason
 from .export import image_processor
-from .files import replacing
+from .files import check_writable, replacing
 from .focusing import ChosenFocusing
 from .sparseformer import SparseFormerModel
 
@@ -164,8 +164,7 @@ def _check_request(model: object, path: Path, opset: int) -> None:
         )
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"{path} must be a file in a folder that exists.")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"The folder {path.parent} cannot be written.")
+    check_writable(path.parent)
     if opset not in OPSETS:
         raise ValueError(f"opset is {opset}; it is one of {OPSETS[0]} to {OPSETS[-1]}.")
 

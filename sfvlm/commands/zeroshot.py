@@ -1,7 +1,6 @@
 """The command that measures SparseFormers beside their teacher and the cheap alternatives."""
 
 import functools
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -115,8 +114,7 @@ def zeroshot_command(command: ZeroShotCommand) -> None:
         say(f"\n{name}: {found[0]['task'].replace('_', ' ')}, {len(views) - len(broken)} photos of {image_size} pixels")
         say(table(found))
         if broken:
-            key, reason = os.fsencode(broken[0]["key"]).decode(errors="replace"), broken[0]["reason"]  # may be no UTF-8
-            say(f"Skipped {len(broken)} broken photos, the first {key}: {reason}.")
+            say(f"Skipped {len(broken)} broken photos, the first {broken[0]['key']}: {broken[0]['reason']}.")
     if command.out is not None:
         say(f"\nWrote {command.out}; for a CSV file: clip_benchmark build {command.out.with_suffix('')}")
 
