@@ -42,7 +42,7 @@ from .vqa_metrics import (
 )
 from .vqa_photos import NamedPhotos, changed_photo, photo_fingerprint
 from .vqa_questions import Builder, Join, Question, check_unique, read_questions
-from .vqa_sources import caption_questions, daquar_questions, pope_questions, scene_questions
+from .vqa_sources import caption_questions, daquar_questions, pope_caption_questions, pope_questions, scene_questions
 from .vqa_statistics import Comparison, mean_interval, paired_comparison
 
 
@@ -110,6 +110,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "captions": Benchmark(("cider_d",), make=caption_questions, max_new_tokens=64),
     "scenes": Benchmark(("scenes",), make=scene_questions, max_new_tokens=16),
     "pope-like": Benchmark(("pope",), make=pope_questions, max_new_tokens=16, shown=("f1", "yes_rate")),
+    "pope-captions": Benchmark(("pope",), make=pope_caption_questions, max_new_tokens=16, shown=("f1", "yes_rate")),
 }
 
 

@@ -2,6 +2,7 @@
 
     scene_questions     rendered scenes: colour, shape, count, position, reading, ...
     pope_questions      photos with boxes: "Is there a dog in the image?"
+    pope_caption_questions   the same of photos with captions
     caption_questions   photos with captions
     daquar_questions    photos with questions and answers
 
@@ -13,10 +14,12 @@ import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
+from .caption_objects import times_named
 from .decode import Photo
 from .images import Photos, readable
 from .scene_texts import with_article
@@ -109,16 +112,47 @@ def pope_questions(
         ValueError: No photo has boxes.
     """
     present = {photo.key: sorted({str(box[0]) for box in _of(photo, "boxes")}) for photo in _readable(photos, "all")}
-    present = {key: labels for key, labels in present.items() if labels}
-    if not present:
+    if not any(present.values()):
         raise ValueError(f"The photos of {', '.join(photos.origins)} have no boxes to ask for.")
+    return _existence(present, present, seed, split, negatives, most, suffix)
+
+
+def pope_caption_questions(
+    photos: Photos,
+    seed: int = 0,
+    split: Split = "all",
+    negatives: Negatives = "matched",
+    most: int = 6,
+    suffix: str = SHORT_ANSWER,
+) -> list[Question]:
+    """The questions of `pope_questions` about COCO's objects, where photos have captions instead of boxes.
+
+    What at least two captions of a photo name is there, and what none names is not; what one names is not asked for. People do
+    not tell all they see, so some of what "is not" there is: right answers are fewer than with boxes, for every model alike.
+
+    Raises:
+        ValueError: No two captions of a photo name the same object.
+    """
+    named = {photo.key: times_named(photo.captions) for photo in _readable(photos, "all")}
+    present = {key: sorted(name for name, times in found.items() if times > 1) for key, found in named.items()}
+    if not any(present.values()):
+        raise ValueError(f"The photos of {', '.join(photos.origins)} have no two captions that name the same object.")
+    return _existence(present, {key: [*found] for key, found in named.items()}, seed, split, negatives, most, suffix)
+
+
+def _existence(
+    present: Labels, possible: Labels, seed: int, split: Split, negatives: Negatives, most: int, suffix: str
+) -> list[Question]:
+    """Questions about `present` objects and, as often, about ones that are not even `possible`; none of a photo of no object."""
+    present = {key: labels for key, labels in present.items() if labels}
     rng = np.random.default_rng(seed)
     asked = {
         key: [labels[i] for i in rng.permutation(len(labels))[:most]]
         for key, labels in present.items()
         if split in ("all", photo_split(key))
     }
-    absent = _matched(rng, present, asked) if negatives == "matched" else _pope(rng, present, asked, negatives)
+    choose = _matched if negatives == "matched" else partial(_pope, negatives=negatives)
+    absent = choose(rng, present, possible, asked)
     questions = []
     for key, labels in asked.items():
         pairs = [*((label, "yes") for label in labels), *((label, "no") for label in absent[key])]
@@ -129,13 +163,13 @@ def pope_questions(
     return questions
 
 
-def _matched(rng: np.random.Generator, present: Labels, asked: Labels) -> Labels:
+def _matched(rng: np.random.Generator, present: Labels, possible: Labels, asked: Labels) -> Labels:
     """Every asked object, as often, about photos without it: sooner those whose objects often come with it."""
     counts, together = _statistics(present)
     times = Counter(label for labels in asked.values() for label in labels)
     absent: Labels = {key: [] for key in asked}
     for label, number in sorted(times.items(), key=lambda item: (-item[1], item[0])):
-        free = [key for key in asked if label not in present[key]]
+        free = [key for key in asked if label not in possible[key]]
         if not free:  # it is on every photo
             continue
         expected = [sum(together[other][label] / counts[other] for other in present[key]) for key in free]
@@ -146,7 +180,7 @@ def _matched(rng: np.random.Generator, present: Labels, asked: Labels) -> Labels
     return absent
 
 
-def _pope(rng: np.random.Generator, present: Labels, asked: Labels, negatives: Negatives) -> Labels:
+def _pope(rng: np.random.Generator, present: Labels, possible: Labels, asked: Labels, negatives: Negatives) -> Labels:
     """POPE's own rules: an absent object for each present one, by chance, the most frequent, or its best company."""
     counts, together = _statistics(present)
     names = sorted(counts)
@@ -160,7 +194,7 @@ def _pope(rng: np.random.Generator, present: Labels, asked: Labels, negatives: N
                 "adversarial": [name for name, _ in together[label].most_common()],
             }[negatives]
             by_chance = [names[i] for i in rng.permutation(len(names))]
-            taken = {*present[key], *absent[key]}
+            taken = {*possible[key], *absent[key]}
             absent[key] += [name for name in (*ranked, *by_chance) if name not in taken][:1]
     return absent
 

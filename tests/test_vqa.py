@@ -15,6 +15,7 @@ from PIL import Image
 from tiny_hosts import tiny_tower
 from tiny_llava import tiny_llava
 
+from sfvlm.caption_objects import times_named
 from sfvlm.cli import run
 from sfvlm.commands.vqa import VqaCommand, vqa_command
 from sfvlm.decode import UnreadablePhoto
@@ -36,7 +37,14 @@ from sfvlm.vqa_answers import AnswerFile, Run, Shard, answer_names, merge_shards
 from sfvlm.vqa_photos import SourcePhotos, TablePhotos, check_photos
 from sfvlm.vqa_questions import OPTION_LETTER, SHORT_ANSWER, UNANSWERABLE, Question
 from sfvlm.vqa_retained import read_scores
-from sfvlm.vqa_sources import caption_questions, daquar_questions, photo_split, pope_questions, scene_questions
+from sfvlm.vqa_sources import (
+    caption_questions,
+    daquar_questions,
+    photo_split,
+    pope_caption_questions,
+    pope_questions,
+    scene_questions,
+)
 
 RUN = Run("echo", "0123456789ab", 8, "ba9876543210")
 MM_BENCH = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image")
@@ -738,6 +746,48 @@ def test_the_sides_of_a_split_share_no_photo(boxes: Any) -> None:
     assert len(sides[0] | sides[1]) == 60
     with pytest.raises(ValueError, match="have no boxes"):
         pope_questions(open_photos("scenes:2"))
+
+
+def captioned(folder: Path, *captions: list[str]) -> Any:
+    return open_photos(write_shard(folder / "captioned-000.tar", [{"captions": list(texts)} for texts in captions]))
+
+
+def test_pope_asks_for_what_two_captions_name_and_for_what_none_does(tmp_path: Path) -> None:
+    photos = captioned(
+        tmp_path,
+        ["A puppy runs .", "Two Dogs", "a cat sleeps on a bed"],
+        ["A lady on a bike", "a woman cycling", "the people and their dog"],
+        ["A man", "the biker and his bicycle", "bikes"],
+        ["nothing to see", "grass"],
+    )
+    asked = [item for seed in range(8) for item in pope_caption_questions(photos, seed)]
+    found = {(item.image.split(":")[-1][-1], item.text.split()[3], item.answers[0]) for item in asked}
+    assert found == {
+        ("0", "dog", "yes"), ("1", "person", "yes"), ("2", "bicycle", "yes"),
+        ("0", "person", "no"), ("0", "bicycle", "no"), ("2", "dog", "no"),
+    }  # fmt: skip
+    assert {item.category for item in asked} == {"matched"}
+    for negatives in ("random", "popular", "adversarial"):
+        no = {
+            item.text.split()[3] for item in pope_caption_questions(photos, 0, "all", negatives) if "no" in item.answers
+        }
+        assert no <= {"dog", "person", "bicycle"}
+
+
+def test_an_object_is_named_by_its_own_words_alone() -> None:
+    captions = ["A hot dog and oranges .", "An orange truck", "tie-dyed buses, a wine glass; sunglasses", ""]
+    assert times_named(captions) == {
+        "hot dog": 1, "dog": 1, "orange": 1, "truck": 1, "tie": 1, "bus": 1, "wine glass": 1
+    }  # fmt: skip
+    assert times_named(["a tree", "trees"], ("tree", "rock")) == {"tree": 2}
+    assert times_named(["a puppy", "Dogs and dogs"]) == {"dog": 2}
+
+
+def test_captions_that_agree_on_nothing_are_no_questions(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"captioned-000\.tar have no two captions that name the same object"):
+        pope_caption_questions(captioned(tmp_path, ["a dog", "a cat"]))
+    with pytest.raises(ValueError, match="no two captions"):
+        pope_caption_questions(open_photos("scenes:2"))
 
 
 def test_daquar_questions_read_well(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 
 import numpy as np
 
+from sfvlm.caption_objects import COCO_NAMES, is_named, times_named, words_and_pairs
 from sfvlm.decode import Photo
 from sfvlm.scene_texts import SceneObject, scene_questions, with_article
 from sfvlm.vqa_questions import SHORT_ANSWER
@@ -28,35 +28,10 @@ CAPTION_PROMPTS = (
     "What is in the photo?",
 )
 NAME_PROMPTS = ("What is this?", "What is the main object in the photo?", "What is shown in the image?")
-COCO_NAMES = (
-    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking meter, "
-    "bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, "
-    "frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, "
-    "wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, "
-    "chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, "
-    "toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush"
-).split(", ")
 ORDERS = {
     "left to right": lambda item: item.center[0],
     "top to bottom": lambda item: item.center[1],
     "the biggest to the smallest": lambda item: (item.box[0] - item.box[2]) * (item.box[3] - item.box[1]),
-}
-# Words of captions that show a thing though they do not name it.
-SAYS = {
-    "person": "person people man men woman women boy boys girl girls child children kid kids lady guy player players".split(),
-    "dog": "dog dogs puppy puppies".split(),
-    "car": "car cars".split(),
-    "bicycle": "bicycle bike bikes bicycles bicyclist biker cyclist".split(),
-    "motorcycle": "motorcycle motorcycles motorbike".split(),
-    "sports ball": "ball balls soccer basketball football volleyball tennis baseball".split(),
-    "boat": "boat boats kayak canoe ship".split(),
-    "surfboard": "surfboard surfer surfing surfs surf".split(),
-    "skateboard": "skateboard skateboarder skateboarding skateboards".split(),
-    "snowboard": "snowboard snowboarder snowboarding".split(),
-    "bird": "bird birds seagull duck ducks".split(),
-    "couch": "couch sofa".split(),
-    "frisbee": "frisbee".split(),
-    "orange": ["oranges"],  # else the colour
 }
 NATURE = (
     "grass",
@@ -164,13 +139,16 @@ def photo_turns(
     for caption in generator.sample(photo.captions, min(3, len(photo.captions))):
         turns.append((generator.choice(CAPTION_PROMPTS), clean_caption(caption)))
     if things := things_shown(photo):
-        turns += existence_turns(things, shown[source_of(photo)], generator, caption_words(photo.captions))
+        said = {word for caption in photo.captions for word in words_and_pairs(caption)}
+        turns += existence_turns(things, shown[source_of(photo)], generator, said)
     return _drawn(turns, generator, most)
 
 
 def things_shown(photo: Photo) -> list[str]:
     """The things of its boxes or, without boxes, of its captions."""
-    return sorted({box[0] for box in photo.meta.get("boxes", ())} or named_things(photo.captions))
+    return sorted(
+        {box[0] for box in photo.meta.get("boxes", ())} or times_named(photo.captions, (*COCO_NAMES, *NATURE))
+    )
 
 
 def source_of(photo: Photo) -> str:
@@ -205,7 +183,7 @@ def existence_turns(
     for name in shown:
         there = name in present
         chance = 1 - shown[name] if there else shown[name]
-        if generator.random() < chance and (there or not words.intersection(_forms(name))):
+        if generator.random() < chance and (there or not is_named(name, words)):
             turns.append((exists(name, generator), "yes" if there else "no"))
     return turns
 
@@ -213,26 +191,6 @@ def existence_turns(
 def exists(name: str, generator: random.Random) -> str:
     thing = name if name in ("grass", "water", "snow", "sand") else with_article(name)
     return f"Is there {thing} in the {generator.choice(('image', 'photo', 'image'))}?"
-
-
-def named_things(captions: Iterable[str]) -> set[str]:
-    """Things that at least one caption mentions."""
-    words = caption_words(captions)
-    return {name for name in (*COCO_NAMES, *NATURE) if words.intersection(_forms(name))}
-
-
-def caption_words(captions: Iterable[str]) -> set[str]:
-    """Lower-case words, and pairs of neighbours."""
-    found: set[str] = set()
-    for caption in captions:
-        words = re.findall(r"[a-z]+", caption.lower())
-        found.update(words)
-        found.update(f"{first} {second}" for first, second in pairwise(words))
-    return found
-
-
-def _forms(name: str) -> Sequence[str]:
-    return SAYS.get(name, [name, f"{name}s", f"{name}es"])
 
 
 def telling_words(photo: Photo, class_names: Sequence[str]) -> list[str]:

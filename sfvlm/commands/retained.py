@@ -14,7 +14,7 @@ from ..results import aligned, check_json, provenance
 from ..vqa_retained import BenchmarkScores, Retained, left_out, read_scores, retained
 from ..vqa_statistics import Interval
 
-GUESSED = ("pope", "pope-like")  # yes or no, as often: who guesses is right half of the time
+GUESSED = ("pope", "pope-like", "pope-captions")  # yes or no, as often: who guesses is right half of the time
 
 
 @dataclass(frozen=True)

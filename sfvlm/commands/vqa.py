@@ -56,7 +56,7 @@ class VqaCommand:
 
     benchmark: str
     """vqav2, okvqa, textvqa, vizwiz, gqa, scienceqa, pope, mme, mmbench; or, made from photos alone, scenes,
-    pope-like, captions, daquar."""
+    pope-like (boxes), pope-captions, captions, daquar."""
     model: list[str] = field(default_factory=list)
     """Hosts, transformers LLaVA, LLaVA-NeXT or LLaVA-OneVision: folders, hub ids or names of the zoo. The others are
     compared with the first."""
@@ -74,11 +74,11 @@ class VqaCommand:
     rule: Literal["official", "m4c"] | None = None
     """How VQAv2, OK-VQA, TextVQA and VizWiz are normalised; default each one's own."""
     split: Split = "all"
-    """Photos that pope-like, captions and daquar ask about; test: those held out of training."""
+    """Photos that all of these but scenes ask about; test: those held out of training."""
     negatives: Negatives = "matched"
-    """How pope-like chooses absent objects; matched: none can be guessed from its name."""
+    """How pope-like and pope-captions choose absent objects; matched: none can be guessed from its name."""
     seed: int = 0
-    """Of pope-like's choices."""
+    """Of the choices of these two."""
     limit: int | None = None
     """At most so many questions, spread evenly over all; those that only count together, as MME's two of a photo, stay so."""
     batch_size: int = 8
@@ -172,8 +172,10 @@ def _questions(command: VqaCommand) -> tuple[list[Question], NamedPhotos | None]
         photos = None
     if is_made:
         assert isinstance(photos, SourcePhotos)
-        options = {"scenes": {}, "pope-like": dict(split=command.split, seed=command.seed, negatives=command.negatives)}
-        questions = made_questions(name, photos.photos, **options.get(name, dict(split=command.split)))
+        options = {} if name == "scenes" else dict[str, Any](split=command.split)
+        if name in ("pope-like", "pope-captions"):
+            options |= dict(seed=command.seed, negatives=command.negatives)
+        questions = made_questions(name, photos.photos, **options)
     else:
         questions = questions_of(name, command.questions, command.annotations, not command.only_ask)
     if photos is not None and command.model:
