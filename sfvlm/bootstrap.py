@@ -28,6 +28,7 @@ from . import roi
 from .accelerate import compile_forms
 from .alignment import Target, align, selected
 from .bootstrap_options import BootstrapOptions
+from .bootstrap_photos import split_photos
 from .chat import Host
 from .checkpoints import (
     differences,
@@ -41,15 +42,15 @@ from .export import export_student
 from .files import make_folder
 from .host_reader import HostReader
 from .host_texts import Conversations, Interview, read_prompts
-from .images import Photos, named, names_hash, readable
+from .images import Photos
 from .inherit import InheritanceReport
 from .metrics_log import MetricsLog, Rate, rounded
 from .optimization import freeze_unread, parameter_groups, rate_at, running_average, with_lora, without_lora
 from .sparseformer import SparseFormerModel, SparseFormerOutput
 from .swap_plan import read_host
-from .targets import TeacherTargets, open_cache, photo_samples
+from .targets import TeacherTargets, open_cache
 from .teachers import Teacher
-from .views import EpochSampler, Selection, SkipLog, ViewBatch, ViewDataset, collate_views, normalize, shard_indices
+from .views import EpochSampler, SkipLog, ViewBatch, ViewDataset, collate_views, normalize, shard_indices
 
 METRICS = "metrics.jsonl"
 # What a resumed run must have been begun with, of the student's configuration.
@@ -125,7 +126,7 @@ class _Run:
         options: BootstrapOptions,
         host: Host | None,
     ) -> None:
-        self.teacher, self.report, self.photos, self.out, self.options = teacher, report, photos, out, options
+        self.teacher, self.report, self.out, self.options = teacher, report, out, options
         self.config = student.config
         options.check(self.config)
         self.objective = options.objective.from_end(teacher.config.num_hidden_layers, self.config.num_hidden_layers)
@@ -149,12 +150,7 @@ class _Run:
         world = self.accelerator.num_processes
         if options.batch_size % world:
             raise ValueError(f"batch_size {options.batch_size} is not a multiple of the {world} processes.")
-        self.left_out = named(photos, options.leave_out) if options.leave_out else set()
-        self.training_photos, self.held_back = _split(photos, options, self.left_out)
-        _check_readable(self.training_photos, "to train on")
-        _check_readable(self.held_back, "to evaluate on")
-        self.photo_names, self.held_back_names = names_hash(self.training_photos), names_hash(self.held_back)
-        self.photo_samples = photo_samples(self.training_photos)
+        self.photos = split_photos(photos, options)
         self.skips = SkipLog(out / "skipped.jsonl") if self.is_main else None
         self.untold: list[Mapping[str, str]] = []  # photos passed over here, which the first process does not know yet
 
@@ -168,7 +164,7 @@ class _Run:
         dense = teacher.model.to(self.device)
         self.dense: nn.Module = compile_forms(dense) if options.compile else dense
         with self.accelerator.main_process_first():
-            cache = open_cache(out / "teacher-cache", teacher.sha256, self.training_photos, self.config, options)
+            cache = open_cache(out / "teacher-cache", teacher.sha256, self.photos.trained, self.config, options)
         self.host_source = None if host is None else host.source
         self.host, self.asked = self._open_host(host)
         self.targets = TeacherTargets(self.dense, self.config, self.objective, cache, self.host)
@@ -199,7 +195,7 @@ class _Run:
             reader, host.processor, host.fingerprint, self.teacher.model, options.host_turns, options.seed, given
         )
         asked = {}
-        for name, photos in (("train", self.training_photos), ("held_back", self.held_back)):
+        for name, photos in (("train", self.photos.training), ("held_back", self.photos.held_back)):
             with self.accelerator.main_process_first():
                 turns = interview.answers(photos, self.out / f"answers.{name}.jsonl")
             asked[name] = Conversations(host.processor, turns, options.seed)
@@ -286,7 +282,7 @@ class _Run:
         return [count > 0 for count in counts.tolist()]
 
     def _no_number(self, what: str, value: Tensor, batch: ViewBatch) -> NonFiniteLoss:
-        keys = ", ".join(self.training_photos.key(int(index)) for index in batch["index"][:4])
+        keys = ", ".join(self.photos.training.key(int(index)) for index in batch["index"][:4])
         return NonFiniteLoss(
             f"The {what} is {value.item()} at step {self.step + 1} (photos {keys}, ...). The last good checkpoint stays in "
             f"{self.out / 'checkpoints'}; begin again with lower rates, in another folder."
@@ -300,7 +296,7 @@ class _Run:
     def _batches(self) -> Iterator[ViewBatch]:
         options, world = self.options, self.accelerator.num_processes
         views = ViewDataset(
-            self.training_photos,
+            self.photos.training,
             self.config.image_size,
             training=True,
             seed=options.seed,
@@ -344,7 +340,8 @@ class _Run:
         """On the held-back photos: cosine, agreement of the classifier's first choice or of a host's words, box statistics."""
         student = self._averaged()
         student.eval()
-        views = ViewDataset(self.held_back, self.config.image_size, training=False, seed=0)
+        squash = self.config.squashes
+        views = ViewDataset(self.photos.held_back, self.config.image_size, training=False, seed=0, squash=squash)
         cosines, agree, said, boxes = [], [], [], []
         batch: list[Any] = []
         indices = shard_indices(len(views), self.accelerator.process_index, self.accelerator.num_processes)
@@ -451,7 +448,6 @@ class _Run:
         """What must agree for a resumed run to end where an uninterrupted one would."""
         return self.options.binding() | {
             "teacher_sha256": self.teacher.sha256,
-            "photos": len(self.training_photos),
             "num_tokens": self.config.num_tokens,
             "focusing": self.config.focusing,
             "host": self.host_source,
@@ -459,9 +455,7 @@ class _Run:
             "trained_parameters": self.trained,
             "device": self.device.type,
             "processes": self.accelerator.num_processes,
-            "photo_names": self.photo_names,
-            "held_back_names": self.held_back_names,
-            "photo_samples": self.photo_samples,
+            **self.photos.fingerprint,
             **{name: getattr(self.config, name) for name in ARCHITECTURE},
             **{name: getattr(self.config, name) for name in CHOICE if self.config.focusing == "chosen"},
         }
@@ -472,15 +466,11 @@ class _Run:
             model = without_lora(model)
         assert isinstance(model, SparseFormerModel)
         model.config.aligned_layers = self.config.aligned_layers  # the average was copied before the host was opened
-        training, held_back = {*self.training_photos.indices.tolist()}, {*self.held_back.indices.tolist()}
         facts = {
             "teacher": self.teacher.source,
             "teacher_sha256": self.teacher.sha256,
             "started_from": self.report.earlier,
-            "photos": list(self.photos.origins),
-            "photos_read": len(training | held_back),
-            "photos_left_out": len(self.left_out),
-            "photos_held_back": len(held_back - training),
+            **self.photos.counts(),
             "photos_skipped": self.skips.count if self.skips else 0,
             "photos_seen": self.step * self.options.batch_size,
             "seconds_of_last_run": round(seconds, 1),
@@ -491,32 +481,3 @@ class _Run:
             "held_back_evaluation": rounded(result),
         }
         export_student(model, self.out, self.report, facts)
-
-
-def _check_readable(photos: Selection, purpose: str) -> None:
-    """Reads photos until one can be read.
-
-    Raises:
-        ValueError: None can.
-    """
-    if next(readable(photos), None) is None:
-        raise ValueError(
-            f"Of the {len(photos)} photos {purpose} none can be read, {photos.key(0)} among them: repair or remove them."
-        )
-
-
-def _split(photos: Photos, options: BootstrapOptions, left_out: set[int]) -> tuple[Selection, Selection]:
-    """Training photos and held-back ones, without those left out, by a permutation of the seed.
-
-    Raises:
-        ValueError: No photo is left.
-    """
-    order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(options.seed)).tolist()
-    order = [index for index in order if index not in left_out]
-    if options.most_photos:
-        order = order[: options.most_photos]
-    if not order:
-        raise ValueError(f"{options.leave_out} names all {len(photos)} photos: none is left to train on.")
-    count = min(options.held_back, len(order) // 10)
-    held_back = order[:count] or order[:1]  # with fewer than ten photos, the evaluation looks at a trained one
-    return Selection(photos, sorted(order[count:])), Selection(photos, sorted(held_back))

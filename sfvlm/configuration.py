@@ -104,6 +104,10 @@ class SparseFormerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        for name, kind in SparseFormerConfig.__annotations__.items():
+            value = getattr(self, name)
+            if kind in (int, float) and not (type(value) is int or (kind is float and isinstance(value, float))):
+                raise ValueError(f"{name} is {value!r}; it is a {'whole ' if kind is int else ''}number.")
         if self.focusing not in get_args(Focusing):
             raise ValueError(f"focusing is {self.focusing!r}; it is one of {', '.join(get_args(Focusing))}.")
         if self.pooling not in ("cls", "attention", "mean"):
@@ -189,6 +193,11 @@ class SparseFormerConfig(PreTrainedConfig):
     def budget(self) -> int:
         """Tokens of a call that asks for no number, without the class token."""
         return self.default_budget or self.num_tokens
+
+    @property
+    def squashes(self) -> bool:
+        """Whether a photo is squashed to the square, as SigLIP's are; of others the middle is taken."""
+        return self.pooling == "attention"
 
     @property
     def patch_size(self) -> int:

@@ -45,14 +45,12 @@ from .convert_weights import (
     check_complete,
     expected_shapes,
     open_checkpoint,
-    read_one,
     rename_checkpoint,
     rename_tower,
-    stream,
 )
 from .files import appearing, check_absent, read_json
 from .results import provenance
-from .swap_weights import WeightFiles
+from .weight_files import WeightFiles, read_tensor, read_tensors
 from .zoo import hub_folder, resolve
 
 MANIFEST = "conversion.json"
@@ -90,7 +88,7 @@ def convert_original(
     tokenizer = open_tokenizer(folder, original)
     image_token = add_image_token(tokenizer)
 
-    embedding = read_one(weights, EMBEDDING)
+    embedding = read_tensor(weights, EMBEDDING)
     rows = _rows(len(embedding), len(tokenizer))
     config = host_config(original, vision, image_token, rows, embedding.dtype)
     shapes = expected_shapes(config)
@@ -147,7 +145,7 @@ def _check_no_delta(folder: Path, weights: WeightFiles) -> None:
     """Refuses LLaVA's deltas by their name, or by gains of the last norm that are near 0: LLaMA's are near 1 or above."""
     name = folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
     named = "delta" in name.lower().replace("_", "-").split("-")
-    gain = read_one(weights, LAST_NORM).float().abs().mean().item()
+    gain = read_tensor(weights, LAST_NORM).float().abs().mean().item()
     if named or gain < 0.05:
         raise ValueError(
             f"{folder} holds a delta, the difference to a LLaMA, and no model "
@@ -218,7 +216,7 @@ def _write_weights(
     for weights, renamed in sources:
         for file in weights.files:
             names = [name for name in renamed.names if weights.where[name] == file]
-            for name, tensor in stream(weights, file, names):
+            for name, tensor in read_tensors(weights, names):
                 writer.add(renamed.names[name], _extended(tensor, new_rows) if name in VOCABULARY else tensor)
     width, dtype = config.text_config.hidden_size, config.dtype
     for name, what in made.items():

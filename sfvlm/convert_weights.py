@@ -6,7 +6,7 @@ that nothing fills.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, PreTrainedConfig
 
-from .swap_weights import INDEX, WeightFiles, open_weights, read_index, read_tensors
+from .weight_files import SAFE_INDEX, WeightFiles, holds_weights, open_weights, read_tensor
 
 Shapes = dict[str, tuple[int, ...]]  # of every tensor of transformers' model, by its name as written
 SHARD_BYTES = 5_000_000_000
-PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 TOWER_IN_CHECKPOINT = "model.vision_tower.vision_tower."
 
 # Original -> written; the first that fits. What is written are the names of released llava-hf checkpoints, which transformers
@@ -71,41 +70,12 @@ def open_checkpoint(folder: Path) -> WeightFiles:
     Raises:
         ValueError: There are none; one is missing or damaged; a pickle holds other things than tensors.
     """
-    if (folder / "model.safetensors").is_file() or (folder / INDEX).is_file():
-        return open_weights(folder)
-    if (folder / PICKLE).is_file():
-        files = [folder / PICKLE]
-    elif (folder / PICKLE_INDEX).is_file():
-        files = [folder / name for name in sorted(set(read_index(folder / PICKLE_INDEX).values()))]
-    elif (folder / "mm_projector.bin").is_file():
+    if (folder / "mm_projector.bin").is_file() and not holds_weights(folder):
         raise ValueError(
             f"{folder} holds a projector alone (mm_projector.bin): open it with its language model in the llava package "
             "(--model-base), save that model whole, and convert what was saved."
         )
-    else:
-        raise ValueError(f"{folder} holds no weights: neither model.safetensors nor {PICKLE}, whole or in shards.")
-    where: dict[str, Path] = {}
-    for file in files:
-        if not file.is_file():
-            raise ValueError(f"The weight file {file} is missing, which {PICKLE_INDEX} lists.")
-        where |= dict.fromkeys(_load_pickle(file), file)
-    return WeightFiles(tuple(files), where)
-
-
-def stream(weights: WeightFiles, file: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """The named tensors of one file, as stored."""
-    if file.suffix == ".safetensors":
-        yield from read_tensors(weights, names)
-    else:
-        opened = _load_pickle(file)
-        yield from ((name, opened[name]) for name in sorted(names))
-
-
-def read_one(weights: WeightFiles, name: str) -> Tensor:
-    """One tensor; ValueError if there is none of that name."""
-    if name not in weights.where:
-        raise ValueError(f"{weights.files[0].parent} lacks the tensor {name}.")
-    return next(stream(weights, weights.where[name], [name]))[1]
+    return open_weights(folder, pickles=True)
 
 
 def rename_checkpoint(weights: WeightFiles, config: PreTrainedConfig, shapes: Shapes) -> Renamed:
@@ -118,7 +88,7 @@ def rename_checkpoint(weights: WeightFiles, config: PreTrainedConfig, shapes: Sh
     if config.model_type == "llava" and "model.image_newline" in weights.where:
         dropped["model.image_newline"] = "photos are not cut into tiles"
     if config.tie_word_embeddings and "lm_head.weight" in weights.where:
-        if not torch.equal(read_one(weights, "lm_head.weight"), read_one(weights, "model.embed_tokens.weight")):
+        if not torch.equal(read_tensor(weights, "lm_head.weight"), read_tensor(weights, "model.embed_tokens.weight")):
             raise ValueError("config.json ties lm_head to the embedding, but the checkpoint's two tensors differ.")
         dropped["lm_head.weight"] = "tied to the embedding"
     return _renamed(weights, NAMES, dropped, shapes)
@@ -205,7 +175,7 @@ class ShardWriter:
             self._part(number).rename(self._folder / file)
             weight_map |= dict.fromkeys(names, file)
         described = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(weight_map.items()))}
-        (self._folder / INDEX).write_text(json.dumps(described, indent=2) + "\n")
+        (self._folder / SAFE_INDEX).write_text(json.dumps(described, indent=2) + "\n")
 
     def _flush(self) -> None:
         self._parts.append(list(self._tensors))
@@ -234,17 +204,3 @@ def _renamed(
 
 def _written(name: str, table: tuple[tuple[str, str], ...]) -> str:
     return next((new + name.removeprefix(old) for old, new in table if name.startswith(old)), name)
-
-
-def _load_pickle(file: Path) -> dict[str, Tensor]:
-    """The tensors of a pickle, mapped from the file."""
-    try:
-        opened = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # damaged, of an old form, or with other things inside: each has kinds of its own
-        raise ValueError(
-            f"{file} cannot be opened as a pickle of tensors alone, mapped from disk ({type(error).__name__}): save it as "
-            "safetensors."
-        ) from error
-    if not isinstance(opened, dict) or not all(isinstance(tensor, Tensor) for tensor in opened.values()):
-        raise ValueError(f"{file} is no pickled state dict: it holds other things than tensors by name.")
-    return opened

@@ -23,7 +23,7 @@ def image_processor(config: SparseFormerConfig) -> CLIPImageProcessor | SiglipIm
     """The preprocessor of the teacher at the student's size: SigLIP squashes a photo to the square, the others crop it."""
     size = config.image_size
     mean_std: dict[str, Any] = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
-    if config.pooling == "attention":
+    if config.squashes:
         return SiglipImageProcessor(size={"height": size, "width": size}, **mean_std)
     return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **mean_std)
 
@@ -115,7 +115,10 @@ def open_config(folder: str | Path) -> SparseFormerConfig:
     if kind != SparseFormerConfig.model_type:
         found = f"its config.json says {kind!r}" if path.is_file() else "it holds no config.json"
         raise ValueError(f"{folder} is no SparseFormer folder: {found}.")
-    return SparseFormerConfig.from_pretrained(folder)
+    try:
+        return SparseFormerConfig.from_pretrained(folder)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} describes no SparseFormer: {reason(error)}") from error
 
 
 def open_student(folder: str | Path) -> SparseFormerModel:

@@ -107,7 +107,7 @@ def _opened(photos: SomePhotos, indices: Sequence[int]) -> dict[int, Image.Image
 
 def _view(config: Any) -> tuple[Any, ...]:
     """What a tower's pixels depend on."""
-    return config.image_size, tuple(config.image_mean), tuple(config.image_std)
+    return config.image_size, config.squashes, tuple(config.image_mean), tuple(config.image_std)
 
 
 def _logits(interview: Interview, states: Sequence[Tensor], texts: Texts) -> Tensor:

@@ -3,10 +3,8 @@
 `open_photos` indexes them; nothing is decoded before it is asked for.
 """
 
-import glob
 import hashlib
 import itertools
-import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +16,8 @@ from torch.utils.data import Dataset
 
 from .decode import IMAGE_SUFFIXES, Photo, UnreadablePhoto, decode_image
 from .errors import reason
-from .files import read_class_names, read_json, read_templates
+from .files import read_class_names, read_templates
+from .photo_paths import Scenes, beside, class_folders, expand, image_names, is_hugging_face, only_split, shards_of
 from .scenes import render_scene
 from .shards import PackedStrings, Record, TarPhotos, captions_of
 
@@ -220,22 +219,22 @@ def open_photos(
     opened: list[Source] = []
     class_names: list[tuple[str, ...]] = []
     templates: list[tuple[str, ...]] = []
-    for path in itertools.chain.from_iterable(map(_expand, listed)):
-        if isinstance(path, ScenePhotos):
-            opened.append(path)
-        elif path.is_dir() and _is_hugging_face(path):
-            rows = HuggingFacePhotos(_only_split(path))
+    for path in itertools.chain.from_iterable(map(expand, listed)):
+        if isinstance(path, Scenes):
+            opened.append(ScenePhotos(path.count, path.seed))
+        elif path.is_dir() and is_hugging_face(path):
+            rows = HuggingFacePhotos(only_split(path))
             opened.append(rows)
             class_names += [rows.class_names] if rows.class_names else []
-        elif shards := _shards(path):
+        elif shards := shards_of(path):
             opened += map(TarPhotos, shards)
-            class_names += map(read_class_names, _beside(shards, "classnames.txt"))
-            templates += map(read_templates, _beside(shards, "zeroshot_classification_templates.txt"))
+            class_names += map(read_class_names, beside(shards, "classnames.txt"))
+            templates += map(read_templates, beside(shards, "zeroshot_classification_templates.txt"))
         elif path.is_dir():
-            names = _image_names(path)
+            names = image_names(path)
             if labelled:
                 names = [name for name in names if "/" in name]
-                class_names.append(_class_folders(path, names))
+                class_names.append(class_folders(path, names))
             opened.append(FolderPhotos(path, names, class_names[-1] if labelled else ()))
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             opened.append(FolderPhotos(path.parent, [path.name]))
@@ -253,110 +252,3 @@ def open_photos(
         templates=templates[0] if len(set(templates)) == 1 else None,
         origins=tuple(map(str, listed)),
     )
-
-
-def _expand(source: str | Path) -> list[Path | ScenePhotos]:
-    """One source as written, to paths that exist."""
-    text = os.path.expanduser(source)
-    if os.path.exists(text):  # first, because file names may hold any of the signs below
-        return [Path(os.path.abspath(text))]
-    expanded: list[Path | ScenePhotos] = []
-    for part in map(os.path.expanduser, text.split("::")):
-        if part.startswith("scenes:"):
-            numbers = re.fullmatch(r"scenes:(\d+)(?::(\d+))?", part)
-            if numbers is None:
-                raise ValueError(f"{part!r} is not scenes:COUNT or scenes:COUNT:SEED.")
-            expanded.append(ScenePhotos(int(numbers[1]), int(numbers[2] or 0)))
-            continue
-        for pattern in _expand_braces(part):
-            found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-            if not found:
-                raise ValueError(f"No file or folder matches {pattern!r}, of the source {text!r}.")
-            expanded += [Path(os.path.abspath(path)) for path in found]
-    return expanded
-
-
-def _expand_braces(pattern: str) -> list[str]:
-    """`{000..012}` to its numbers and `{a,b}` to its words."""
-    braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
-    if braces is None:
-        return [pattern]
-    if braces[3] is not None:
-        words = braces[3].split(",")
-    else:
-        width = len(braces[1]) if braces[1].startswith("0") else 0
-        words = [f"{number:0{width}d}" for number in range(int(braces[1]), int(braces[2]) + 1)]
-    before, after = pattern[: braces.start()], pattern[braces.end() :]
-    return [expanded for word in words for expanded in _expand_braces(before + word + after)]
-
-
-def _is_hugging_face(folder: Path) -> bool:
-    if (folder / "dataset_dict.json").exists():
-        return True
-    return (folder / "dataset_info.json").exists() and (folder / "state.json").exists()
-
-
-def _only_split(folder: Path) -> Path:
-    if not (folder / "dataset_dict.json").exists():
-        return folder
-    splits = read_json(folder / "dataset_dict.json").get("splits", [])
-    if not splits:
-        raise ValueError(f"{folder / 'dataset_dict.json'} names no splits; write the dataset again.")
-    if len(splits) != 1:
-        raise ValueError(f"{folder} holds the splits {splits}; name one, such as {folder / splits[0]}.")
-    return folder / splits[0]
-
-
-def _shards(path: Path) -> list[Path]:
-    """The tar shards that a path means: itself, those in it, or those in its `test` split."""
-    if path.is_file():
-        return [path] if path.suffix.lower() == ".tar" else []
-    if (path / "nshards.txt").exists():
-        count = _number_in(path / "nshards.txt")
-        shards = [path / f"{number}.tar" for number in range(count)]
-        missing = [shard.name for shard in shards if not shard.exists()]
-        if missing:
-            raise ValueError(f"{path}/nshards.txt says {count} shards; {', '.join(missing)} missing.")
-        return shards
-    shards = sorted(shard for shard in path.glob("*.tar") if not shard.name.startswith("."))
-    return shards or (_shards(path / "test") if (path / "test").is_dir() else [])
-
-
-def _number_in(path: Path) -> int:
-    text = path.read_text(errors="replace").strip()
-    if not text.isdecimal():
-        raise ValueError(f"{path} says {text!r}; it must be the number of shards.")
-    return int(text)
-
-
-def _beside(shards: list[Path], name: str) -> list[Path]:
-    """The file of that name beside the shards or one folder up, if there is one."""
-    folder = shards[0].parent
-    return [path for path in (folder / name, folder.parent / name) if path.exists()][:1]
-
-
-def _image_names(root: Path) -> list[str]:
-    """Paths of the image files below `root`, relative to it and sorted."""
-    names: list[str] = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        below = Path(folder).relative_to(root)
-        above = {os.path.realpath(root / each) for each in (below, *below.parents)}  # links may lead back to these
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in above
-        ]
-        prefix = "" if below == Path() else f"{below.as_posix()}/"
-        names += [prefix + name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
-    return sorted(names)
-
-
-def _class_folders(root: Path, names: list[str]) -> tuple[str, ...]:
-    """The ImageFolder rule: the sorted immediate subfolders are the classes."""
-    if not names:
-        raise ValueError(
-            f"{root} has no photos in class subfolders, so their labels are unknown; "
-            "put the photos of each class into a folder of its own."
-        )
-    folders = (entry.name for entry in root.iterdir() if entry.is_dir())
-    return tuple(sorted(name for name in folders if not name.startswith(".")))

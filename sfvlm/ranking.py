@@ -11,7 +11,7 @@ from torch import Tensor
 from .export import open_student
 from .teachers import open_teacher
 from .texts import fill, open_text_encoder
-from .views import evaluation_view, normalize
+from .views import tower_pixels
 from .zoo import resolve
 
 TEMPLATE = "a picture of a {c}"
@@ -65,8 +65,7 @@ class Ranker:
         }
 
     def _pixels(self, image: Image.Image) -> Tensor:
-        config = self.sparse.config
-        return normalize(evaluation_view(image, config.image_size)[None], config.image_mean, config.image_std)
+        return tower_pixels([image], self.sparse.config, next(self.sparse.parameters()))
 
 
 def _ranked(pooled: Tensor, texts: Tensor, scale: float, names: list[str]) -> dict[str, float]:

@@ -95,6 +95,10 @@ class ReducedTowerConfig(PreTrainedConfig):
         return self.dense.image_std
 
     @property
+    def squashes(self) -> bool:
+        return self.dense.squashes
+
+    @property
     def has_cls_token(self) -> bool:
         return self.dense.has_cls_token
 

@@ -25,7 +25,8 @@ from .chat_reply import Reply
 from .sparseformer import SparseFormerModel
 from .swap import swap
 from .swap_folders import DENSE, MANIFEST, TEMPLATES
-from .swap_weights import INDEX, open_weights, parts, read_tensors
+from .swap_weights import parts, tower_prefix
+from .weight_files import SAFE_INDEX, open_weights, read_tensors
 from .zoo import resolve
 
 DEFAULT_TOWERS = {"llava-tiny": "sparseformer-tiny-49"}  # for hosts whose tower it was made from
@@ -170,13 +171,13 @@ def _dense_again(swapped: Path) -> Iterator[Path]:
     """The dense host of a swapped folder, as a temporary folder of links into it."""
     swapped = swapped.resolve()
     kept, dense = open_weights(swapped), open_weights(swapped / DENSE)
-    where = {name: file for name, file in kept.where.items() if not name.startswith(kept.tower_prefix)} | dense.where
+    where = {name: file for name, file in kept.where.items() if not name.startswith(tower_prefix(kept))} | dense.where
     names = {file: f"part-{number}.safetensors" for number, file in enumerate(dict.fromkeys(where.values()))}
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / swapped.name
         out.mkdir()
         for file in swapped.iterdir():
-            if file.is_file() and file.name not in (*_CHANGED, INDEX) and file.suffix != ".safetensors":
+            if file.is_file() and file.name not in (*_CHANGED, SAFE_INDEX) and file.suffix != ".safetensors":
                 (out / file.name).symlink_to(file)
         if (swapped / TEMPLATES).is_dir():
             (out / TEMPLATES).symlink_to(swapped / TEMPLATES)
@@ -185,7 +186,7 @@ def _dense_again(swapped: Path) -> Iterator[Path]:
         for file, name in names.items():
             (out / name).symlink_to(file)
         index = {"metadata": {}, "weight_map": {name: names[file] for name, file in where.items()}}
-        (out / INDEX).write_text(json.dumps(index))
+        (out / SAFE_INDEX).write_text(json.dumps(index))
         yield out
 
 
@@ -195,7 +196,7 @@ def _tower_inside(folder: Path) -> Any:
     weights = open_weights(folder)
     names = parts(weights.where)["vision_tower"]
     tower: Any = AutoModel.from_config(config.vision_config)
-    prefix = weights.tower_prefix
+    prefix = tower_prefix(weights)
     tower.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in read_tensors(weights, names)})
     return tower.eval()
 

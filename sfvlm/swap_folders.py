@@ -28,9 +28,10 @@ from .reduce import ReducedTower
 from .results import provenance
 from .sparseformer import SparseFormerModel
 from .swap_plan import Plan, Setting, apply_plan, plan_swap, read_host, restore
-from .swap_weights import WeightFiles, bytes_hash, open_weights, parts, read_tensors, write_weights
+from .swap_weights import bytes_hash, parts, tower_prefix, write_weights
 from .tensors import tensor_hash
 from .tower import check_dtype
+from .weight_files import WeightFiles, open_weights, read_tensors
 
 MANIFEST, DENSE = "swap.json", "dense"
 # What processor_config.json of transformers 5 holds inside itself, older versions keep in files of their own.
@@ -65,11 +66,11 @@ def swap_folder(
     settings = apply_plan(plan, config, processor, model.config)
     of_tower = Setting.of(model.config, "dtype", dtype)
     try:
-        tensors = {f"{weights.tower_prefix}{key}": tensor for key, tensor in _cast(model, dtype).items()}
+        tensors = {f"{tower_prefix(weights)}{key}": tensor for key, tensor in _cast(model, dtype).items()}
         with appearing(out) as temporary:
             _copy_files(host, temporary)
             _write_settings(config, processor, temporary)
-            write_weights(weights, lambda name: not name.startswith(weights.tower_prefix), tensors, temporary)
+            write_weights(weights, lambda name: not name.startswith(tower_prefix(weights)), tensors, temporary)
             _keep_dense(host, weights, temporary / DENSE)
             manifest = _manifest(host, tower, model, plan, settings, weights, open_weights(temporary))
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -98,7 +99,7 @@ def undo_folder(swapped: str | Path, out: str | Path) -> dict[str, Any]:
         _copy_files(swapped, temporary, skip=(MANIFEST, *_CHANGED))
         for file in (swapped / DENSE).glob("*.json"):
             shutil.copyfile(file, temporary / file.name)
-        write_weights(weights, lambda name: not name.startswith(weights.tower_prefix), tensors, temporary)
+        write_weights(weights, lambda name: not name.startswith(tower_prefix(weights)), tensors, temporary)
         written = open_weights(temporary)
         found = bytes_hash(read_tensors(written, written.where))
         if found != manifest["host"]["sha256"]:

@@ -1,5 +1,6 @@
 """What the teacher says of a batch: from the cache of its outputs where that knows, else from the teacher itself."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,11 @@ from .alignment import Objective, Target
 from .blocks import attention_received
 from .bootstrap_options import BootstrapOptions
 from .configuration import SparseFormerConfig
-from .decode import UnreadablePhoto
 from .host_reader import HostReader
 from .host_texts import Conversations
-from .images import SomePhotos, names_hash
-from .subsets import spread
 from .teacher_cache import TeacherCache
 from .teachers import TeacherOutput
-from .views import Selection, ViewBatch
-from .vqa_photos import COMPARED, photo_fingerprint
+from .views import ViewBatch
 
 
 class TeacherTargets:
@@ -86,14 +83,14 @@ class TeacherTargets:
 
 
 def open_cache(
-    folder: Path, teacher_sha256: str, photos: Selection, config: SparseFormerConfig, options: BootstrapOptions
+    folder: Path, teacher_sha256: str, photos: Mapping[str, Any], config: SparseFormerConfig, options: BootstrapOptions
 ) -> TeacherCache | None:
     """The cache of a run, None where views do not repeat.
 
     Args:
         folder: Where it is, unless the options say so.
         teacher_sha256: Of the teacher's tensors.
-        photos: The training ones.
+        photos: By what the training ones are known, their number among it: `RunPhotos.trained`.
         config: The student's configuration.
         options: Of the run.
 
@@ -106,9 +103,7 @@ def open_cache(
         raise ValueError("cached_views keeps no tokens; objectives of tokens and of a host need cached_views 0.")
     key = {
         "teacher_sha256": teacher_sha256,
-        "photos": len(photos),
-        "photo_names": names_hash(photos),
-        "photo_samples": photo_samples(photos),
+        **photos,
         "seed": options.seed,
         "crop_scale": options.crop_scale,
         "image_size": config.image_size,
@@ -118,18 +113,7 @@ def open_cache(
     if patches:
         key["saliency"] = patches
     width = config.embedding_size + patches
-    return TeacherCache(options.teacher_cache or folder, key, options.cached_views, len(photos), width)
-
-
-def photo_samples(photos: SomePhotos) -> str:
-    """The fingerprints of a few photos, spread evenly: names alone do not tell other photos of the same names apart."""
-    fingerprints = []
-    for index in spread(len(photos), COMPARED):
-        try:
-            fingerprints.append(photo_fingerprint(photos[index].image))
-        except UnreadablePhoto:
-            fingerprints.append("unreadable")
-    return " ".join(fingerprints)
+    return TeacherCache(options.teacher_cache or folder, key, options.cached_views, photos["photos"], width)
 
 
 def saliency_size(config: SparseFormerConfig, objective: Objective) -> int:

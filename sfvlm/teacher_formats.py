@@ -5,19 +5,17 @@ from a name.
 """
 
 import importlib
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from .configuration import CLIP_MEAN, CLIP_STD, SparseFormerConfig
 from .errors import reason
 from .files import read_json
 from .teacher_tables import OPEN_CLIP, TIMM, TRANSFORMERS, rename
+from .weight_files import open_weights, read_tensors
 from .zoo import hub_folder
 
 
@@ -223,50 +221,14 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
 def _vision_tensors(folder: Path, source: str) -> dict[str, Tensor]:
     """The tower's tensors alone, without its prefix: 4.x and 5.x of transformers, and LLaVA, nest it differently."""
     anchor = "embeddings.patch_embedding.weight"
-    readers: dict[str, Callable[[str], Tensor]] = {}
-    for file in _weight_files(folder, source):
-        names, read = _opened(file)
-        readers |= dict.fromkeys(names, read)
-    prefixes = [key.removesuffix(anchor) for key in readers if key.endswith(anchor)]
+    weights = open_weights(folder, pickles=True)
+    prefixes = [key.removesuffix(anchor) for key in weights.where if key.endswith(anchor)]
     if len(prefixes) != 1:
         raise ValueError(f"{source!r} holds {len(prefixes)} CLIP or SigLIP vision towers; exactly one is needed.")
-    wanted = {key: key.removeprefix(prefixes[0]) for key in readers if key.startswith(prefixes[0])}
-    if prefixes[0] and "visual_projection.weight" in readers:
+    wanted = {key: key.removeprefix(prefixes[0]) for key in weights.where if key.startswith(prefixes[0])}
+    if prefixes[0] and "visual_projection.weight" in weights.where:
         wanted["visual_projection.weight"] = "visual_projection.weight"
-    return {name: readers[key](key) for key, name in wanted.items()}
-
-
-def _weight_files(folder: Path, source: str) -> list[Path]:
-    """The model's own files, chosen as transformers does: what else lies in the folder may be another model's."""
-    for whole in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{whole}.index.json"
-        if (folder / whole).is_file():
-            return [folder / whole]
-        if index.is_file():
-            files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
-            if lost := [file.name for file in files if not file.is_file()]:
-                raise ValueError(
-                    f"{index} names {len(files)} files, and {len(lost)} of them not there, first {lost[0]}: get the model whole."
-                )
-            return files
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"The folder of {source!r} holds neither .safetensors files nor a pytorch_model.bin.")
-    return files
-
-
-def _opened(file: Path) -> tuple[list[str], Callable[[str], Tensor]]:
-    """The names of a file's tensors, and what reads one of them; code in a pickle is not run."""
-    safe = file.suffix == ".safetensors"
-    try:
-        if safe:
-            opened = safe_open(file, framework="pt")
-            return list(opened.keys()), opened.get_tensor
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-        return list(state), state.__getitem__
-    except Exception as error:  # each reader raises its own kinds for a damaged file
-        kind = "safetensors" if safe else "a pickle of tensors"
-        raise ValueError(f"{file} cannot be read as {kind}: {reason(error)}") from error
+    return {wanted[key]: tensor for key, tensor in read_tensors(weights, wanted)}
 
 
 def _library(name: str, source: str) -> Any:

@@ -85,7 +85,6 @@ class Teacher:
     model: DenseTransformer
     source: str
     sha256: str  # of its tensors, in canonical names: the same model in another format has the same one
-    resize_mode: str = "shortest"
 
     @property
     def config(self) -> SparseFormerConfig:

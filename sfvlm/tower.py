@@ -25,6 +25,7 @@ class TowerConfig(Protocol):
         num_hidden_layers: Blocks L, so that there are L + 1 hidden states.
         image_size: Side of the photos it was made for, in pixels.
         image_mean, image_std: How the pixels are normalised.
+        squashes: Whether a photo is squashed to the square; else its middle is taken.
         has_cls_token: Whether a class token stands in front of the image tokens.
         budget: Image tokens N of a call, the class token not counted.
         patch_size: `image_size // patch_size` is the side of the token grid, for budgets that are square.
@@ -44,6 +45,9 @@ class TowerConfig(Protocol):
 
     @property
     def image_std(self) -> Sequence[float]: ...
+
+    @property
+    def squashes(self) -> bool: ...
 
     @property
     def has_cls_token(self) -> bool: ...
@@ -72,7 +76,8 @@ class Tower(Protocol):
 
 
 TOWER_FIELDS = (
-    "hidden_size", "num_hidden_layers", "image_size", "image_mean", "image_std", "has_cls_token", "budget", "patch_size",
+    "hidden_size", "num_hidden_layers", "image_size", "image_mean", "image_std", "squashes", "has_cls_token", "budget",
+    "patch_size",
 )  # fmt: skip
 
 
@@ -129,7 +134,7 @@ class OpenClipVisual(nn.Module):
             "mean": self.image_mean,
             "std": self.image_std,
             "interpolation": "bicubic",
-            "resize_mode": "squash" if config.pooling == "attention" else "shortest",  # as `export.image_processor`
+            "resize_mode": "squash" if config.squashes else "shortest",
             "fill_color": 0,
         }
 

@@ -69,8 +69,10 @@ def evaluation_view(
     image_size: int,
     crop_pct: float = 1.0,
     interpolation: Image.Resampling = Image.Resampling.BICUBIC,
+    *,
+    squash: bool = False,
 ) -> torch.Tensor:  # (3, S, S) uint8
-    """Shortest side to `image_size / crop_pct`, then the centre."""
+    """Shortest side, or with `squash` both sides, to `image_size / crop_pct`, then the centre."""
     check_crop(crop_pct)
     image = to_rgb(image)
     longest = 16 * min(image.size)
@@ -81,7 +83,7 @@ def evaluation_view(
         image = image.crop((left, top, left + width, top + height))
     shortest, side = min(image.size), round(image_size / crop_pct)
     # Truncated, and the crop rounded half to even, because torchvision does so.
-    width, height = (int(side * length / shortest) for length in image.size)
+    width, height = (side, side) if squash else (int(side * length / shortest) for length in image.size)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
     image = image.resize((width, height), interpolation)
     return _to_tensor(image.crop((left, top, left + image_size, top + image_size)))
@@ -111,9 +113,14 @@ def normalize(
     return pixels.float().div_(255).sub_(offset).div_(divisor)
 
 
+def tower_view(image: Image.Image, config: Any) -> torch.Tensor:  # (3, S, S) uint8
+    """A photo as a tower of this configuration sees it, and as the preprocessor beside its weights makes it."""
+    return evaluation_view(image, config.image_size, squash=config.squashes)
+
+
 def tower_pixels(images: Sequence[Image.Image], config: Any, like: torch.Tensor) -> torch.Tensor:
-    """Photos as a tower of this configuration sees them, in type and place like a tensor: -> (B, 3, S, S)."""
-    pixels = torch.stack([evaluation_view(image, config.image_size) for image in images]).to(like.device)
+    """The same of several, normalised, in type and place like a tensor: -> (B, 3, S, S)."""
+    pixels = torch.stack([tower_view(image, config) for image in images]).to(like.device)
     return normalize(pixels, config.image_mean, config.image_std).to(like.dtype)
 
 
@@ -171,6 +178,7 @@ class ViewDataset(Dataset[View]):
         flip: bool = True,
         crop_pct: float = 1.0,
         interpolation: Image.Resampling = Image.Resampling.BICUBIC,
+        squash: bool = False,
     ) -> None:
         if num_views is not None and num_views < 1:
             raise ValueError(f"num_views is {num_views}, but a photo has at least 1 view.")
@@ -184,6 +192,7 @@ class ViewDataset(Dataset[View]):
         self.flip = flip
         self.crop_pct = crop_pct
         self.interpolation = interpolation
+        self.squash = squash
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -207,7 +216,7 @@ class ViewDataset(Dataset[View]):
 
     def _view(self, image: Image.Image, generator: random.Random) -> torch.Tensor:
         if not self.training:
-            return evaluation_view(image, self.image_size, self.crop_pct, self.interpolation)
+            return evaluation_view(image, self.image_size, self.crop_pct, self.interpolation, squash=self.squash)
         return training_view(
             image,
             self.image_size,

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import roi
 from .files import make_folder, replacing
 from .sparseformer import SparseFormerModel
-from .views import evaluation_view, normalize
+from .views import normalize, tower_view
 
 
 def token_color(index: int, count: int) -> tuple[int, int, int]:
@@ -101,7 +101,7 @@ def draw_focusing(
 ) -> Image.Image:
     """The photo, then the photo with the boxes of every step, side by side; `size` pixels high each."""
     config = model.config
-    pixels = evaluation_view(image, config.image_size)
+    pixels = tower_view(image, config)
     shown = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BICUBIC)
     batch = normalize(pixels[None], config.image_mean, config.image_std).to(model.device)
     output = model(batch, num_tokens=num_tokens)

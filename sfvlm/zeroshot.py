@@ -60,11 +60,20 @@ class EvaluationViews(Dataset[dict[str, Any]]):
         image_size: Side of the views.
         limit: At most so many, spread evenly over all: photos are often sorted by class.
         crop_pct: Share of the shortest side that the view shows.
+        squash: Whether the models see photos squashed to the square.
     """
 
-    def __init__(self, photos: Photos, image_size: int, limit: int | None = None, crop_pct: float = 1.0) -> None:
+    def __init__(
+        self,
+        photos: Photos,
+        image_size: int,
+        limit: int | None = None,
+        crop_pct: float = 1.0,
+        *,
+        squash: bool = False,
+    ) -> None:
         check_crop(crop_pct)  # here, because from another process an error comes with all its lines
-        self.photos, self.image_size, self.crop_pct = photos, image_size, crop_pct
+        self.photos, self.image_size, self.crop_pct, self.squash = photos, image_size, crop_pct, squash
         self.indices = spread(len(photos), limit)
         if not self.indices:
             raise ValueError(f"limit is {limit}; an evaluation needs at least 1 photo.")
@@ -78,7 +87,7 @@ class EvaluationViews(Dataset[dict[str, Any]]):
             photo = self.photos[index]
         except UnreadablePhoto as error:
             return {"key": error.key, "reason": error.reason}
-        pixels = evaluation_view(photo.image, self.image_size, self.crop_pct)  # (3, S, S) uint8
+        pixels = evaluation_view(photo.image, self.image_size, self.crop_pct, squash=self.squash)  # (3, S, S) uint8
         return {"index": index, "pixels": pixels, "label": photo.label, "captions": photo.captions}
 
 

@@ -18,7 +18,8 @@ from tiny import tiny_config
 
 from sfvlm import SparseFormerModel
 from sfvlm.alignment import Objective, align, for_host
-from sfvlm.bootstrap import BootstrapOptions, NonFiniteLoss, _split, bootstrap, rate_at
+from sfvlm.bootstrap import BootstrapOptions, NonFiniteLoss, bootstrap, rate_at
+from sfvlm.bootstrap_photos import split_photos
 from sfvlm.chat import open_host
 from sfvlm.checkpoints import list_checkpoints, save_checkpoint, uninterrupted
 from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
@@ -536,7 +537,7 @@ def test_photos_of_which_none_can_be_read_are_refused_before_a_step(
     folder = tmp_path / "photos"
     shutil.copytree(photo_folder, folder)
     photos, options = open_photos(folder), BootstrapOptions(**QUICK)
-    held_back = [photos.key(index) for index in _split(photos, options, set())[1].indices]
+    held_back = [photos.key(index) for index in split_photos(photos, options).held_back.indices]
     for key in held_back:
         (tmp_path / key.replace(folder.name, "photos", 1)).write_bytes(b"no photo")
     with pytest.raises(ValueError, match=f"Of the 2 photos to evaluate on none can be read, {held_back[0]}"):

@@ -40,7 +40,7 @@ from sfvlm.commands.convert import ConvertCommand, convert_command
 from sfvlm.convert import convert_original
 from sfvlm.convert_prompt import SYSTEM
 from sfvlm.swap_folders import swap_folder, undo_folder
-from sfvlm.swap_weights import open_weights
+from sfvlm.weight_files import open_weights
 
 WORDS = 330
 SIDE = 56
@@ -470,7 +470,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no object": (files(config__json=b"[]"), "holds no JSON object"),
     "no tokenizer": (files("token*"), "tokenizer in .* cannot be opened|holds no tokenizer"),
     "delta": (delta, "holds a delta, .*0.0010 on average.*apply_delta"),
-    "pickle": (foreign_pickle, "cannot be opened as a pickle of tensors alone"),
+    "pickle": (foreign_pickle, "cannot be read as a pickle of tensors alone: Weights only load failed|Unsupported"),
     "damaged": (files(model__safetensors=b"x" * 20), "cannot be read as safetensors"),
     "converted": (fields(mm_vision_tower=None, vision_config={}), "in transformers' layout already"),
     "no llava": (fields(mm_vision_tower=None), "names no mm_vision_tower"),

@@ -265,6 +265,10 @@ def test_bad_configurations_name_the_numbers_that_disagree() -> None:
         tiny_config("dense")
     with pytest.raises(ValueError, match=r"hidden_act is 'gelux'; transformers knows gelu, "):
         tiny_config(hidden_act="gelux")
+    for name, value, kind in (("image_size", "224", "whole "), ("num_tokens", 4.0, "whole "), ("box_zoom", None, "")):
+        with pytest.raises(ValueError, match=rf"{name} is {value!r}; it is a {kind}number"):
+            tiny_config(**{name: value})
+    assert tiny_config(box_zoom=1).box_zoom == 1
     with pytest.raises(ValueError, match="coarse_blocks 9 exceeds the 3"):
         tiny_config(coarse_blocks=9)
     with pytest.raises(ValueError, match="presets are sparseformer-augreg-base"):

@@ -18,7 +18,8 @@ from sfvlm.commands.swap import SwapCommand, swap_command
 from sfvlm.named_towers import split_tower
 from sfvlm.sides import open_sides
 from sfvlm.swap import swap, swap_folder, undo_folder
-from sfvlm.swap_weights import bytes_hash, open_weights, parts, read_tensors
+from sfvlm.swap_weights import bytes_hash, parts
+from sfvlm.weight_files import open_weights, read_tensors
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from sfvlm.configuration import SparseFormerConfig
+from sfvlm.export import image_processor
 from sfvlm.images import open_photos
 from sfvlm.views import (
     EpochSampler,
@@ -21,6 +23,7 @@ from sfvlm.views import (
     evaluation_view,
     normalize,
     shard_indices,
+    tower_pixels,
     training_view,
 )
 
@@ -52,6 +55,17 @@ def test_crop_pct_cuts_the_centre_out_of_a_larger_picture():
     assert np.array_equal(view, np.asarray(reference(image)))
     with pytest.raises(ValueError, match="crop_pct"):
         evaluation_view(image, 56, crop_pct=1.5)
+
+
+@pytest.mark.parametrize("size", [(40, 30), (31, 77), (500, 333)])
+def test_siglip_photos_are_seen_as_its_own_preprocessor_makes_them(size):
+    config = SparseFormerConfig(image_size=56, pooling="attention", image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+    image = noise(*size)
+    theirs = image_processor(config)(image, return_tensors="pt").pixel_values
+    # Their resize rounds bytes otherwise, here and there.
+    assert (tower_pixels([image], config, torch.zeros(1)) - theirs).abs().max() < 2.5 / 127.5
+    cropped = evaluation_view(image, 56)
+    assert (normalize(cropped[None], (0.5,) * 3, (0.5,) * 3) - theirs).abs().mean() > 8 / 127.5
 
 
 @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (1, 1)])

@@ -516,8 +516,9 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(
     clip_source, clip_folder, make_student, photo_folder, class_folders, tmp_path, capsys
 ):
     student = make_student(clip_source, "sf4")
-    (tmp_path / "orphan").mkdir()
-    (tmp_path / "orphan" / "config.json").write_text('{"model_type": "sparseformer"}')
+    for name, fields in (("orphan", {}), ("typed", {"image_size": "224"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "sparseformer"} | fields))
     names = tmp_path / "names.txt"
     names.write_text("red\nblue\n")
     blank, unnamed, cut = tmp_path / "empty.txt", tmp_path / "unnamed", tmp_path / "cut"
@@ -536,6 +537,7 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(
             "is no SparseFormer folder: it holds no config.json",
         ),
         (["--model", tmp_path / "orphan", "--data", photo_folder], "cannot be opened"),
+        (["--model", tmp_path / "typed", "--data", photo_folder], "describes no SparseFormer: image_size is '224'"),
         (["--model", student, "--data"], "give --data"),
         (["--data", photo_folder], "give --model, --teacher or both"),
         ([*folders, "--device", "gpu"], "The device 'gpu' cannot be used"),

@@ -93,7 +93,7 @@ def zeroshot_command(command: ZeroShotCommand) -> None:
     rows, skipped = [], {}
     names = short_names([source.removesuffix(".tar") for source in command.data])
     for name, (source, photos) in zip(names, sources, strict=True):
-        views = EvaluationViews(photos, image_size, command.limit, command.crop_pct)
+        views = EvaluationViews(photos, image_size, command.limit, command.crop_pct, squash=teacher.config.squashes)
         found, broken = evaluate(
             candidates,
             views,
