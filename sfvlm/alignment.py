@@ -19,6 +19,7 @@ from .roi import even_cells
 from .sparseformer import SparseFormerOutput
 
 Anchor = Literal["average", "nearest"]
+Salient = Literal["attention", "words"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Target:
     projected: Tensor | None = None  # (B, patches, W) of the host's projector
     texts: Texts | None = None  # what the host was asked and answered
     logits: Tensor | None = None  # (M, V) at each of its words
-    saliency: Tensor | None = None  # (B, patches) shares of the attention
+    saliency: Tensor | None = None  # (B, patches) shares of what counts
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Objective:
         projected: Weight of `projected_tokens`; needs a host, whose own layer counts.
         answers: Weight of `answer_divergence`; needs a host.
         saliency: Weight of `saliency_error`, for students that choose where to look.
+        salient: What makes a patch worth looking at: the attention that it gets in the teacher, or how much a host's words
+            depend on it, which needs `answers`. Default the words where there are `answers`.
         anchor: What a token is held to: the mean of the teacher's tokens in its cell, or the one nearest to its middle; a
             chosen patch always to its own.
     """
@@ -56,12 +59,18 @@ class Objective:
     projected: float = 0.0
     answers: float = 0.0
     saliency: float = 1.0
+    salient: Salient | None = None
     anchor: Anchor = "average"
 
     @property
     def needs_host(self) -> bool:
         """Whether a part of it is what a host makes of the tokens."""
         return bool(self.projected or self.answers)
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether it is a host's words by which patches are worth looking at."""
+        return bool(self.answers) and self.salient != "attention"
 
     def from_end(self, teacher_depth: int, student_depth: int) -> "Objective":
         """The same with its layer counted from the end, where a teacher and a student of fewer blocks agree.
@@ -173,7 +182,7 @@ def word_divergence(logits: Tensor, dense_logits: Tensor) -> Tensor:
 
 
 def saliency_error(guess: Tensor, target: Target) -> Tensor:
-    """Mean squared error of a guess where the teacher attends, (B, patches), as logarithms but for a constant: -> scalar.
+    """Mean squared error of a guess of what counts, (B, patches), as logarithms but for a constant: -> scalar.
 
     What counts is which patches come first, not how far ahead: a divergence of the shares themselves would be spent on the
     few patches that have most of them. (On 160 photos and scenes, of the 49 patches with most attention a guess by this

@@ -118,6 +118,8 @@ class BootstrapOptions:
             raise ValueError(
                 f"image_size is {config.image_size}; chosen focusing is trained at its teacher's {own} pixels."
             )
+        if self.objective.salient == "words" and not self.objective.answers:
+            raise ValueError("The objective's salient is words, and those are a host's answers, whose weight is 0.")
         on_grid = config.focusing != "chosen" and bool(self.objective.tokens or self.objective.projected)
         for budget in self.budgets or (config.budget,):
             config.check_budget(budget)

@@ -85,6 +85,19 @@ class HostReader:
         start = inputs.shape[1] - texts.after.shape[1]
         return self.model.get_output_embeddings()(hidden[texts.row, start + texts.place - 1])
 
+    def read(self, seen: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
+        """The same logits, and how much the host's own words depend on each of the tokens: (B, N, W) -> (M, V), (B, N).
+
+        That is the length of each token times the gradient of the words' log-probability, feature by feature: to first order,
+        what is lost without the token. (Summed over the features instead, large parts of both signs cancel each other.)
+        """
+        with torch.enable_grad():
+            seen = seen.detach().requires_grad_()
+            logits = self.next_token_logits(seen, texts)
+            said = logits.float().log_softmax(dim=-1).gather(1, texts.after[texts.row, texts.place][:, None])[:, 0]
+            (gradient,) = torch.autograd.grad((said * texts.weight).sum(), seen)
+        return logits.detach(), (gradient.float() * seen.detach().float()).square().sum(dim=-1).sqrt()
+
     @torch.no_grad()
     def answer(self, seen: Tensor, before: Tensor, prompts: Sequence[Sequence[Sequence[int]]], longest: int) -> Answers:
         """Greedy answers to several prompts about each photo, which is read once for all of its prompts.

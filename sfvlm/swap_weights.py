@@ -1,4 +1,4 @@
-"""A host's weight files: which tensors are the tower's, their hash, and copies that keep every bit.
+"""A host's tensors in its weight files: which are the tower's, their hash, and copies that keep every bit.
 
 Tensors go from file to file as they are stored, never through a model: no other dtype, no renaming, quantised ones too.
 A hash is over names, dtypes, shapes and bytes, so that it does not depend on how the tensors lie in files.

@@ -60,8 +60,8 @@ class TeacherTargets:
         """The target in what the teacher has said of a batch."""
         states = output.hidden_states
         target = Target(output.pooled)
-        if self.chooses:
-            target = replace(target, saliency=self._saliency(states))
+        if self.chooses and not self.objective.reads_words:
+            target = replace(target, saliency=self._attention(states))
         if self.objective.tokens:
             target = replace(target, tokens=states[self.objective.layer][:, self.class_tokens :])
         if self.host is None or conversations is None:
@@ -71,9 +71,14 @@ class TeacherTargets:
         if not self.objective.answers:
             return target
         texts = conversations.batch(batch["index"], batch["view"]).to(output.pooled.device)
-        return replace(target, texts=texts, logits=self.host.next_token_logits(projected, texts))
+        if not (self.chooses and self.objective.reads_words):
+            return replace(target, texts=texts, logits=self.host.next_token_logits(projected, texts))
+        logits, words = self.host.read(projected, texts)
+        patches = words[:, int(self.host.facts.reads_cls) :]
+        shares = patches / patches.sum(dim=1, keepdim=True).clamp(min=1e-30)
+        return replace(target, texts=texts, logits=logits, saliency=shares)
 
-    def _saliency(self, states: tuple[Tensor, ...]) -> Tensor:
+    def _attention(self, states: tuple[Tensor, ...]) -> Tensor:
         """The attention in the block whose output is matched: the host's, the objective's, or else the last."""
         layer = max(self.host.facts.layers) if self.host else self.objective.layer if self.objective.tokens else -1
         number = max(0, len(states) - 1 + layer)  # the first block stands in where its own input is matched

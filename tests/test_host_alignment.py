@@ -1,5 +1,6 @@
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,49 @@ def test_at_the_full_grid_an_untrained_student_is_told_nothing_new(
     assert total == pytest.approx(sum(parts.values()).item())
     assert fewer["projected"] > 1e-3
     assert fewer["answers"] > 1e-6
+
+
+def test_what_the_words_depend_on_is_the_length_of_their_gradient_times_each_token(llava: Path) -> None:
+    model, processor = opened(llava)
+    reader = HostReader(model.double(), processor)
+    texts = Conversations(processor, [TURNS, TURNS[:1]], seed=0).batch(torch.tensor([0, 1]), torch.tensor([0, 0]))
+    seen = torch.randn(2, 3, model.config.text_config.hidden_size, dtype=torch.float64)
+    logits, depends = reader.read(seen, texts)
+    torch.testing.assert_close(logits, reader.next_token_logits(seen, texts))
+    assert not logits.requires_grad and not depends.requires_grad
+
+    def said(tokens: torch.Tensor) -> torch.Tensor:
+        shares = reader.next_token_logits(tokens, texts).log_softmax(-1)
+        return (shares[range(len(shares)), texts.after[texts.row, texts.place]] * texts.weight).sum()
+
+    steps = []
+    for feature in range(seen.shape[2]):  # what a hundredth more or less of one feature of a token changes
+        more, less = seen.clone(), seen.clone()
+        more[1, 2, feature] *= 1 + 1e-2
+        less[1, 2, feature] *= 1 - 1e-2
+        steps.append((said(more) - said(less)) / 2e-2)
+    torch.testing.assert_close(depends[1, 2].double(), torch.stack(steps).norm(), rtol=2e-3, atol=1e-6)
+
+
+def test_a_student_guesses_what_the_words_depend_on_or_the_attention(llava: Path, photo_folder: Path) -> None:
+    model, processor = opened(llava)
+    reader, teacher = HostReader(model, processor), open_teacher(llava)
+    config = student_config(teacher.config, num_tokens=16, focusing="chosen", for_host=True)
+    views = ViewDataset(photos_of(photo_folder, 2), 56, training=False, seed=0)
+    batch = collate_views([views[0, 0], views[0, 1]])
+    pixels = normalize(batch["pixels"], teacher.config.image_mean, teacher.config.image_std)
+    conversations = Conversations(processor, [TURNS, TURNS], seed=0)
+    found = {}
+    for salient in (None, "words", "attention"):
+        objective = replace(for_host(Objective(), -2), salient=salient)
+        target = TeacherTargets(teacher.model, config, objective, None, reader)(batch, pixels, conversations)
+        assert target.saliency is not None and target.logits is not None
+        found[salient] = target.saliency
+    assert torch.equal(found[None], found["words"])
+    assert not torch.allclose(found["words"], found["attention"], atol=1e-4)
+    seen = reader.project(teacher.model(pixels).hidden_states[-2][:, 1:])
+    texts = conversations.batch(batch["index"], batch["view"])
+    torch.testing.assert_close(found["words"], torch.nn.functional.normalize(reader.read(seen, texts)[1], p=1, dim=1))
 
 
 def test_divergence_is_that_of_torch_averaged_over_answers(llava: Path) -> None:

@@ -203,7 +203,7 @@ class Strided(torch.nn.Module):
         super().__init__()
         self.dense = dense
         facts = dict(hidden_size=32, num_hidden_layers=2, image_size=56, has_cls_token=True, budget=4, patch_size=28)
-        self.config = PreTrainedConfig(image_mean=CLIP_MEAN, image_std=CLIP_STD, **facts)
+        self.config = PreTrainedConfig(image_mean=CLIP_MEAN, image_std=CLIP_STD, squashes=False, **facts)
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutputWithPooling:
         states = self.dense(pixel_values, output_hidden_states=True).hidden_states
