@@ -48,7 +48,7 @@ class Objective:
         answers: Weight of `answer_divergence`; needs a host.
         saliency: Weight of `saliency_error`, for students that choose where to look.
         salient: What makes a patch worth looking at: the attention that it gets in the teacher, or how much a host's words
-            depend on it, which needs `answers`. Default the words where there are `answers`.
+            depend on it, which needs `answers` and a third more time.
         anchor: What a token is held to: the mean of the teacher's tokens in its cell, or the one nearest to its middle; a
             chosen patch always to its own.
     """
@@ -59,18 +59,13 @@ class Objective:
     projected: float = 0.0
     answers: float = 0.0
     saliency: float = 1.0
-    salient: Salient | None = None
+    salient: Salient = "attention"
     anchor: Anchor = "average"
 
     @property
     def needs_host(self) -> bool:
         """Whether a part of it is what a host makes of the tokens."""
         return bool(self.projected or self.answers)
-
-    @property
-    def reads_words(self) -> bool:
-        """Whether it is a host's words by which patches are worth looking at."""
-        return bool(self.answers) and self.salient != "attention"
 
     def from_end(self, teacher_depth: int, student_depth: int) -> "Objective":
         """The same with its layer counted from the end, where a teacher and a student of fewer blocks agree.

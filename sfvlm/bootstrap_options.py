@@ -120,6 +120,11 @@ class BootstrapOptions:
             )
         if self.objective.salient == "words" and not self.objective.answers:
             raise ValueError("The objective's salient is words, and those are a host's answers, whose weight is 0.")
+        if self.objective.salient == "words" and (config.focusing != "chosen" or not self.objective.saliency):
+            raise ValueError(
+                f"The objective's salient is words, and nothing is to guess them: its saliency is {self.objective.saliency:g}, "
+                f"the focusing {config.focusing}; a first look guesses with chosen focusing and a saliency above 0."
+            )
         on_grid = config.focusing != "chosen" and bool(self.objective.tokens or self.objective.projected)
         for budget in self.budgets or (config.budget,):
             config.check_budget(budget)

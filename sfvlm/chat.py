@@ -35,7 +35,11 @@ from .zoo import resolve
 
 Message = dict[str, Any]
 COMPUTED = ("position_ids", "rotary_emb.inv_freq")
-GREEDY = dict(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
+# All of it is said, or the host's own generation settings would come in: those of a chat, which forbid to repeat a word.
+PLAIN = dict(
+    num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, min_length=0, min_new_tokens=0, bad_words_ids=None, suppress_tokens=None
+)  # fmt: skip
+GREEDY = PLAIN | dict(do_sample=False, temperature=None, top_p=None, top_k=None)
 LARGE = 2048  # pixels a side of a large photo: more than all tiles of a LLaVA-NeXT have, and nearly as many as a OneVision's
 
 
@@ -88,6 +92,8 @@ class Host:
         config, processor = self.model.config, self.processor
         facts = [
             _settings_of(config.vision_config),
+            _settings_of(config.get_text_config()),
+            self.model.generation_config.eos_token_id,
             config.vision_feature_layer,
             config.vision_feature_select_strategy,
             _settings_of(processor.image_processor),
@@ -177,8 +183,8 @@ class Host:
         clock = clock or Clock()
         clock.go_on()
         sampling: dict[str, Any] = dict(GREEDY)
-        if temperature > 0:  # all of it is said, or the host's own settings would come in
-            sampling = dict(do_sample=True, num_beams=1, temperature=temperature, top_p=top_p, top_k=0)
+        if temperature > 0:
+            sampling = PLAIN | dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
         inputs = self.encode([messages], [images], pixel_values)
         settings = sampling | {"max_new_tokens": min(max_new_tokens, self._room(inputs["input_ids"].shape[1]))}
         tokens_per_image = self._image_tokens(inputs) / max(len(images), 1)

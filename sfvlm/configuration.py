@@ -5,6 +5,7 @@ The configuration decides; a name or a path never does. It travels in the folder
 
 import math
 from collections.abc import Sequence
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args
 
 from transformers import PreTrainedConfig
@@ -14,6 +15,10 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 CHOICE = ("even_share", "context_share", "context_blocks")  # how patches are chosen: no weight has a size of these
+SIZES = (
+    "image_size", "num_tokens", "teacher_patch_size", "teacher_grid", "glimpse_size", "hidden_size", "num_hidden_layers",
+    "num_attention_heads", "intermediate_size",
+)  # fmt: skip
 Focusing = Literal["inherited", "chosen", "fresh"]
 Pooling = Literal["cls", "attention", "mean"]
 
@@ -23,12 +28,37 @@ def layer_from_end(layer: int, depth: int) -> int:
     return layer if layer < 0 else layer - depth - 1
 
 
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    """Raises ValueError for a number, flag, text or triple that is none; bools are no numbers."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if value is None and NoneType in kinds:
+        return
+    if bool in kinds and type(value) is not bool:
+        raise ValueError(f"{name} is {value!r}; it is true or false.")
+    if str in kinds and not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}; it is a text.")
+    if int in kinds and type(value) is not int:
+        raise ValueError(f"{name} is {value!r}; it is a whole number.")
+    if float in kinds and not _is_number(value):
+        raise ValueError(f"{name} is {value!r}; it is a number.")
+    if tuple[float, ...] in kinds and not (
+        isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_number, value))
+    ):
+        raise ValueError(f"{name} is {value!r}; it is three numbers.")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
+
+
 class SparseFormerConfig(PreTrainedConfig):
     """What a SparseFormer is made of. Sizes are in features, pixels or counts as the names say.
 
     Args:
         image_size: Side of the square photo the preprocessor makes; the encoder takes any size and aspect ratio.
         image_mean, image_std: Normalisation of the teacher.
+        squash: Whether the preprocessor squashes a photo to the square, as SigLIP's does; else it takes the middle. None, in
+            older files: where `pooling` is SigLIP's.
         num_tokens: The budget it was trained at, without the class token. A call may ask for another one.
         default_budget: Tokens of a call that asks for no number; None for `num_tokens`. A host calls without a number.
         focusing: `"inherited"` (glimpses through the teacher's own patch embedding), `"chosen"` (such of whole patches, which
@@ -65,6 +95,7 @@ class SparseFormerConfig(PreTrainedConfig):
     image_size: int = 224
     image_mean: list[float] | tuple[float, ...] = CLIP_MEAN
     image_std: list[float] | tuple[float, ...] = CLIP_STD
+    squash: bool | None = None
     num_tokens: int = 49
     default_budget: int | None = None
     focusing: str = "inherited"
@@ -105,9 +136,10 @@ class SparseFormerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         for name, kind in SparseFormerConfig.__annotations__.items():
-            value = getattr(self, name)
-            if kind in (int, float) and not (type(value) is int or (kind is float and isinstance(value, float))):
-                raise ValueError(f"{name} is {value!r}; it is a {'whole ' if kind is int else ''}number.")
+            _check_type(name, getattr(self, name), kind)
+        for name in SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1.")
         if self.focusing not in get_args(Focusing):
             raise ValueError(f"focusing is {self.focusing!r}; it is one of {', '.join(get_args(Focusing))}.")
         if self.pooling not in ("cls", "attention", "mean"):
@@ -196,8 +228,8 @@ class SparseFormerConfig(PreTrainedConfig):
 
     @property
     def squashes(self) -> bool:
-        """Whether a photo is squashed to the square, as SigLIP's are; of others the middle is taken."""
-        return self.pooling == "attention"
+        """Whether a photo is squashed to the square; else its middle is taken."""
+        return self.pooling == "attention" if self.squash is None else self.squash
 
     @property
     def patch_size(self) -> int:

@@ -5,4 +5,9 @@ import textwrap
 
 def reason(error: Exception) -> str:
     """What an error says, on one line; its kind where it says nothing."""
-    return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+    return shortened(str(error)) or type(error).__name__
+
+
+def shortened(text: str) -> str:
+    """A text on one line, cut where it is long."""
+    return textwrap.shorten(text, 300, placeholder=" ...")

@@ -20,7 +20,7 @@ PACKAGES = ("sfvlm", "torch", "transformers", "accelerate", "timm", "open_clip_t
 
 
 def image_processor(config: SparseFormerConfig) -> CLIPImageProcessor | SiglipImageProcessor:
-    """The preprocessor of the teacher at the student's size: SigLIP squashes a photo to the square, the others crop it."""
+    """The preprocessor of the teacher at the student's size, which squashes a photo to the square or crops it."""
     size = config.image_size
     mean_std: dict[str, Any] = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
     if config.squashes:
@@ -117,7 +117,7 @@ def open_config(folder: str | Path) -> SparseFormerConfig:
         raise ValueError(f"{folder} is no SparseFormer folder: {found}.")
     try:
         return SparseFormerConfig.from_pretrained(folder)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # transformers reads some fields itself, and each fails in its own way
         raise ValueError(f"{path} describes no SparseFormer: {reason(error)}") from error
 
 

@@ -50,8 +50,9 @@ def measure_fidelity(
 ) -> dict[str, Fidelity]:
     """Asks a host about photos with its dense tower, and reads its answers again through others.
 
-    A photo is read as LLaVA-1.5 reads it: the square in its middle, one sequence of tokens. Of a host that cuts photos into
-    tiles this is the overview alone.
+    A photo is one sequence of tokens, seen as the tower's own preprocessor makes it: the square in its middle, or for SigLIP
+    all of it squashed. Of a host that cuts photos into tiles this is the overview alone; one that pads photos to a square
+    (`do_pad`) sees more of an oblong one than is measured here.
 
     Args:
         interview: Of the dense host.
@@ -82,10 +83,10 @@ def measure_fidelity(
         images = list(opened.values())
         pixels = {view: tower_pixels(images, config, like) for view, config in views.items()}
         states = interview.dense(pixels[_view(interview.dense.config)]).hidden_states
-        dense = _logits(interview, states, texts)
+        dense = _logits(interview, interview.dense.config, states, texts)
         for name, tower in towers.items():
             states = tower(pixels[_view(tower.config)], output_hidden_states=True).hidden_states
-            ours = _logits(interview, states, texts)
+            ours = _logits(interview, tower.config, states, texts)
             same = (ours.argmax(dim=-1) == dense.argmax(dim=-1)).float()
             found[name].append((_by_photo(word_divergence(ours, dense), texts), _by_photo(same, texts)))
     if not keys:
@@ -110,10 +111,10 @@ def _view(config: Any) -> tuple[Any, ...]:
     return config.image_size, config.squashes, tuple(config.image_mean), tuple(config.image_std)
 
 
-def _logits(interview: Interview, states: Sequence[Tensor], texts: Texts) -> Tensor:
-    """States of (B, [1 +] N, D) -> (M, V) at each of the host's own words."""
-    reader, class_tokens = interview.reader, int(interview.dense.config.has_cls_token)
-    return reader.next_token_logits(reader.project(reader.select(states, class_tokens)), texts)
+def _logits(interview: Interview, config: Any, states: Sequence[Tensor], texts: Texts) -> Tensor:
+    """States of a tower of this configuration, (B, [1 +] N, D) -> (M, V) at each of the host's own words."""
+    reader = interview.reader
+    return reader.next_token_logits(reader.project(reader.select(states, int(config.has_cls_token))), texts)
 
 
 def _by_photo(values: Tensor, texts: Texts) -> Tensor:

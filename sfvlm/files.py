@@ -46,7 +46,7 @@ def check_writable(folder: Path) -> None:
 
 def check_absent(out: Path) -> None:
     """Raises ValueError if there is something where a folder shall be written."""
-    if out.exists():
+    if os.path.lexists(out):  # a link that leads nowhere too
         raise ValueError(f"The folder {out} exists: choose another one, or remove it.")
 
 

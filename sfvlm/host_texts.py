@@ -22,7 +22,8 @@ from tqdm import tqdm
 from .chat import Host, assistant_message, lacks_start, user_message, written
 from .checkpoints import differences
 from .decode import Photo, UnreadablePhoto
-from .files import write_text
+from .errors import reason
+from .files import read_templates, write_text
 from .host_reader import HostReader, Texts
 from .images import SomePhotos
 from .scene_texts import with_article
@@ -62,14 +63,11 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     """One prompt a line.
 
     Raises:
-        ValueError: The file is missing or holds none.
+        ValueError: The file is missing, holds none, or is no UTF-8.
     """
     if not path.is_file():
         raise ValueError(f"There is no file of prompts {path}.")
-    prompts = tuple(filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())))
-    if not prompts:
-        raise ValueError(f"{path} holds no prompt: it needs one a line.")
-    return prompts
+    return read_templates(path)
 
 
 def prompts_for(photo: Photo, count: int, generator: random.Random, given: Sequence[str] = ()) -> list[str]:
@@ -242,11 +240,15 @@ def _read(path: Path, head: dict[str, Any]) -> dict[str, Said]:
     lines = text.split("\n")[:-1]
     if text and not text.endswith("\n"):
         write_text(path, "".join(f"{line}\n" for line in lines))
-    then = json.loads(lines[0]) if lines else {}
-    if changes := differences(then, head):
+    try:
+        then, *rows = map(json.loads, lines or ["{}"])
+        said = {row["key"]: Said(row["photo"], [(prompt, answer) for prompt, answer in row["turns"]]) for row in rows}
+        changes = differences(then, head)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({reason(error)}): remove it, or give another folder.") from error
+    if changes:
         raise ValueError(f"{path} holds other answers ({changes}): remove it, or give another folder.")
-    rows = map(json.loads, lines[1:])
-    return {row["key"]: Said(row["photo"], [(prompt, answer) for prompt, answer in row["turns"]]) for row in rows}
+    return said
 
 
 class Conversations:

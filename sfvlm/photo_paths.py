@@ -50,7 +50,10 @@ def _expand_braces(pattern: str) -> list[str]:
         words = braces[3].split(",")
     else:
         width = len(braces[1]) if braces[1].startswith("0") else 0
-        words = [f"{number:0{width}d}" for number in range(int(braces[1]), int(braces[2]) + 1)]
+        first, last = int(braces[1]), int(braces[2])
+        if first > last:
+            raise ValueError(f"{pattern!r} counts down from {first} to {last}: turn them round.")
+        words = [f"{number:0{width}d}" for number in range(first, last + 1)]
     before, after = pattern[: braces.start()], pattern[braces.end() :]
     return [expanded for word in words for expanded in _expand_braces(before + word + after)]
 
@@ -67,7 +70,7 @@ def only_split(folder: Path) -> Path:
     if not (folder / "dataset_dict.json").exists():
         return folder
     splits = read_json(folder / "dataset_dict.json").get("splits", [])
-    if not splits:
+    if not isinstance(splits, list) or not splits or not all(isinstance(split, str) for split in splits):
         raise ValueError(f"{folder / 'dataset_dict.json'} names no splits; write the dataset again.")
     if len(splits) != 1:
         raise ValueError(f"{folder} holds the splits {splits}; name one, such as {folder / splits[0]}.")

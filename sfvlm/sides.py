@@ -24,7 +24,7 @@ from .chat import Host, open_host
 from .chat_reply import Reply
 from .sparseformer import SparseFormerModel
 from .swap import swap
-from .swap_folders import DENSE, MANIFEST, TEMPLATES
+from .swap_folders import DENSE, MANIFEST, TEMPLATES, read_manifest
 from .swap_weights import parts, tower_prefix
 from .weight_files import SAFE_INDEX, open_weights, read_tensors
 from .zoo import resolve
@@ -144,7 +144,7 @@ def _sharing(tower: SparseFormerModel) -> SparseFormerModel:
 
 def _open_swapped(folder: Path, num_tokens: int | None, options: dict[str, Any]) -> Sides:
     """A swapped folder holds the dense tower; else the host that its manifest names; else there is no dense side."""
-    before = Path(json.loads((folder / MANIFEST).read_text())["host"]["path"])
+    before = Path(read_manifest(folder)["host"]["path"])
     if (folder / DENSE).is_dir():
         with _dense_again(folder) as linked:
             dense = open_host(linked, **options)

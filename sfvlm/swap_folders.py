@@ -90,9 +90,7 @@ def undo_folder(swapped: str | Path, out: str | Path) -> dict[str, Any]:
     check_absent(out)
     if not (swapped / MANIFEST).is_file() or not (swapped / DENSE / "config.json").is_file():
         raise ValueError(f"{swapped} is no swapped host: it lacks {MANIFEST} or {DENSE}/config.json.")
-    manifest = read_json(swapped / MANIFEST)
-    if "host" not in manifest:
-        raise ValueError(f"{swapped / MANIFEST} is no manifest of a swap: it says nothing of the host.")
+    manifest = read_manifest(swapped)
     weights, dense = open_weights(swapped), open_weights(swapped / DENSE)
     tensors = load_file(dense.files[0])
     with appearing(out) as temporary:
@@ -107,6 +105,15 @@ def undo_folder(swapped: str | Path, out: str | Path) -> dict[str, Any]:
                 f"The weights in {swapped} with the dense tower have the sha256 {found[:16]}, and the host had "
                 f"{manifest['host']['sha256'][:16]}: they were changed after the swap, so that it cannot be undone."
             )
+    return manifest
+
+
+def read_manifest(swapped: Path) -> dict[str, Any]:
+    """What a swap wrote about itself; ValueError if it does not say where the host was and what its weights were."""
+    manifest = read_json(swapped / MANIFEST)
+    host = manifest.get("host")
+    if not isinstance(host, dict) or not all(isinstance(host.get(name), str) for name in ("path", "sha256")):
+        raise ValueError(f"{swapped / MANIFEST} is no manifest of a swap: it says nothing of the host.")
     return manifest
 
 
@@ -125,7 +132,8 @@ def _open_host(folder: Path) -> tuple[Any, Any]:
         raise ValueError(
             f"{folder} is in the original llava package's layout: convert it first (sfvlm convert --checkpoint {folder} --out DIR)."
         )
-    quantised = (described.get("quantization_config") or {}).get("quant_method", "bitsandbytes")
+    quantised = described.get("quantization_config") or {}
+    quantised = quantised.get("quant_method", "bitsandbytes") if isinstance(quantised, dict) else quantised
     if quantised != "bitsandbytes":
         raise ValueError(f"{folder} is quantised by {quantised!r}: swap the host it was made from, and quantise after.")
     try:

@@ -74,8 +74,8 @@ def read_host(config: Any, processor: Any) -> HostFacts:
     """Reads a host's demands from its transformers configuration and processor.
 
     Raises:
-        ValueError: It is not one of the known hosts, its tower is neither CLIP nor SigLIP, or its photos are not square
-            or not normalised.
+        ValueError: It is not one of the known hosts, its tower is neither CLIP nor SigLIP or has no such layer as it reads,
+            or its photos are not square or not normalised.
     """
     if config.model_type not in HOSTS:
         raise ValueError(f"The host is of type {config.model_type!r}; a tower can be put into {', '.join(HOSTS)}.")
@@ -92,6 +92,14 @@ def read_host(config: Any, processor: Any) -> HostFacts:
         raise ValueError("The host's processor does not normalise photos (do_normalize), as a tower's are.")
     depth, chosen = vision.num_hidden_layers, config.vision_feature_layer
     chosen = [chosen] if isinstance(chosen, int) else list(chosen)
+    outside = [layer for layer in chosen if not -depth - 1 <= layer <= depth]
+    if outside or not chosen:
+        raise ValueError(
+            f"The host reads layer {outside or chosen} of its tower (vision_feature_layer), which has {depth} blocks."
+        )
+    for name in ("image_mean", "image_std"):
+        if len(getattr(photos, name, None) or ()) != 3:
+            raise ValueError(f"The host's processor has {name} {getattr(photos, name, None)}; it is three numbers.")
     reads_cls = bool(CLASS_TOKENS[vision.model_type]) and config.vision_feature_select_strategy == "full"
     return HostFacts(
         kind=config.model_type,
@@ -120,8 +128,8 @@ def plan_swap(host: HostFacts, tower: TowerConfig, num_tokens: int | None = None
     """
     _check_fit(host, tower)
     budget = tower.budget if num_tokens is None else num_tokens
-    if budget < 1:
-        raise ValueError(f"num_tokens is {budget}; a photo needs at least 1 token.")
+    if type(budget) is not int or budget < 1:
+        raise ValueError(f"num_tokens is {budget!r}; it is a whole number, at least 1.")
     if isinstance(tower, SparseFormerConfig):
         tower.check_budget(budget)
     if budget != tower.budget and not hasattr(tower, "default_budget"):

@@ -60,7 +60,7 @@ class TeacherTargets:
         """The target in what the teacher has said of a batch."""
         states = output.hidden_states
         target = Target(output.pooled)
-        if self.chooses and not self.objective.reads_words:
+        if self.chooses and self.objective.salient == "attention":
             target = replace(target, saliency=self._attention(states))
         if self.objective.tokens:
             target = replace(target, tokens=states[self.objective.layer][:, self.class_tokens :])
@@ -71,7 +71,7 @@ class TeacherTargets:
         if not self.objective.answers:
             return target
         texts = conversations.batch(batch["index"], batch["view"]).to(output.pooled.device)
-        if not (self.chooses and self.objective.reads_words):
+        if not self.chooses or self.objective.salient == "attention":
             return replace(target, texts=texts, logits=self.host.next_token_logits(projected, texts))
         logits, words = self.host.read(projected, texts)
         patches = words[:, int(self.host.facts.reads_cls) :]
@@ -122,5 +122,5 @@ def open_cache(
 
 
 def saliency_size(config: SparseFormerConfig, objective: Objective) -> int:
-    """The number of patches whose attention a student is to guess; 0 where it guesses none."""
+    """The number of patches of which a student is to guess how salient they are; 0 where it guesses none."""
     return config.teacher_grid**2 if config.focusing == "chosen" and objective.saliency else 0

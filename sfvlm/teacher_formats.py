@@ -86,6 +86,8 @@ def read_timm(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
         eps=block.norm1.eps,
         mean=cast(Any, model.pretrained_cfg)["mean"],
         std=cast(Any, model.pretrained_cfg)["std"],
+        squash=pooling == "attention"
+        or cast(Any, model.pretrained_cfg).get("crop_mode") == "squash",  # SigLIP's own does
         pooling=pooling,
         tensors=canonical,
     )
@@ -149,6 +151,7 @@ def open_clip_vision(visual: Any, source: str) -> tuple[SparseFormerConfig, dict
         eps=block.ln_1.eps,
         mean=getattr(visual, "image_mean", None) or CLIP_MEAN,
         std=getattr(visual, "image_std", None) or CLIP_STD,
+        squash=(getattr(visual, "preprocess_cfg", None) or {}).get("resize_mode") == "squash",
         pooling="cls",
         tensors=canonical,
     )
@@ -182,6 +185,7 @@ def read_transformers(source: str, local_files_only: bool) -> tuple[SparseFormer
         eps=defaults["layer_norm_eps"],
         mean=preprocessor.get("image_mean", (0.5,) * 3 if siglip else CLIP_MEAN),
         std=preprocessor.get("image_std", (0.5,) * 3 if siglip else CLIP_STD),
+        squash=siglip,
         pooling="cls" if not siglip else "attention" if has_head else "mean",
         tensors=canonical,
     )
@@ -250,6 +254,7 @@ def _teacher_config(
     eps: float,
     mean: Any,
     std: Any,
+    squash: bool,
     pooling: str,
     tensors: dict[str, Tensor],
 ) -> SparseFormerConfig:
@@ -260,6 +265,7 @@ def _teacher_config(
         image_size=image_size,
         image_mean=tuple(float(value) for value in mean),
         image_std=tuple(float(value) for value in std),
+        squash=squash,
         num_tokens=(image_size // patch) ** 2,
         glimpse_size=patch,
         teacher_patch_size=patch,

@@ -76,7 +76,7 @@ def evaluation_view(
     check_crop(crop_pct)
     image = to_rgb(image)
     longest = 16 * min(image.size)
-    if max(image.size) > longest:
+    if max(image.size) > longest and not squash:
         # The middle of a strip is enough; resized whole, a hair line is a picture of gigabytes.
         width, height = min(image.width, longest), min(image.height, longest)
         left, top = (image.width - width) // 2, (image.height - height) // 2

@@ -223,7 +223,7 @@ def read_answers(path: Path, questions: Sequence[Question]) -> list[str]:
         other = next(row for row in rows if id(row) not in used)
         raise ValueError(
             f"{path} has {len(rows)} answers to {len(questions)} questions: the question {other['question_id']} is "
-            "answered twice, or is none of them."
+            "answered twice, or is none of them (all are measured: leave --limit out)."
         )
     return texts
 

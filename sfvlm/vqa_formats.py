@@ -81,7 +81,7 @@ def gqa(path: Path) -> list[Question]:
             question_id=question_id,
             image=f"{row['imageId']}.jpg",
             text=row["question"] + SHORT_ANSWER,
-            answers=(row["answer"],) if "answer" in row else (),
+            answers=() if row.get("answer") is None else (row["answer"],),
             category="open" if row.get("types", {}).get("structural") == "query" else "binary",
         )
         for question_id, row in zip(document, _rows(rows, path, "imageId", "question"), strict=True)

@@ -61,6 +61,10 @@ Scorer = Callable[[Sequence[Question], Sequence[str]], Score]
 
 def official_vqa_accuracy(text: str, answers: Sequence[str]) -> float:
     """VQAv2's accuracy of one answer. Where all people said the same, word for word, nothing is normalised."""
+    if len(answers) < 4:
+        raise ValueError(
+            f"VQA accuracy is of what at least 4 people answered, mostly 10, and there are {len(answers)}."
+        )
     given, known = one_line(text), [one_line(answer) for answer in answers]
     if len(set(known)) > 1:
         given, known = official_normalize(given), [official_normalize(answer) for answer in known]
@@ -137,7 +141,12 @@ def best_constant(questions: Sequence[Question]) -> dict[str, float]:
 def pope_score(questions: Sequence[Question], texts: Sequence[str]) -> Score:
     """POPE's numbers over all questions, and over each category; `mean_f1` of the categories is LLaVA's headline."""
     says = np.array([pope_answer(text) == "yes" for text in texts])
-    truth = np.array([item.answers[0] != "no" for item in questions])
+    for item in questions:
+        if item.answers[0] not in ("yes", "no"):
+            raise ValueError(
+                f"The right answer to question {item.question_id} is {item.answers[0]!r}; it is yes or no."
+            )
+    truth = np.array([item.answers[0] == "yes" for item in questions])
     numbers = pope_numbers(says, truth)
     categories = np.array([item.category for item in questions])
     names = sorted({item.category for item in questions})

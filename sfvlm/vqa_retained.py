@@ -20,6 +20,7 @@ from .vqa_answers import Run
 from .vqa_metrics import Score
 from .vqa_statistics import RESAMPLES, Interval, Values, interval, resampled_means
 
+SCORES = ".scores.json"
 FINGERPRINTS = ("fingerprint", "settings_fingerprint")  # of a `Run`: by these a model is the same
 
 
@@ -157,8 +158,13 @@ def _shares(scores: BenchmarkScores, names: Sequence[str], resamples: int, seed:
     return means / means[0], drawn / drawn[0]
 
 
+def is_scores(path: Path) -> bool:
+    """Whether a file is called as those that lie beside results: a pattern for these meets both."""
+    return path.name.endswith(SCORES)
+
+
 def _beside(results: Path) -> Path:
-    return results.with_suffix(".scores.json")
+    return results.with_suffix(SCORES)
 
 
 def _numbered(labels: Sequence[Hashable]) -> list[int]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .caption_objects import times_named
+from .caption_objects import objects_possible, times_shown
 from .decode import Photo
 from .images import Photos, readable
 from .scene_texts import with_article
@@ -109,12 +109,12 @@ def pope_questions(
         suffix: Below each question.
 
     Raises:
-        ValueError: No photo has boxes.
+        ValueError: No photo has boxes, or all show the same.
     """
     present = {photo.key: sorted({str(box[0]) for box in _of(photo, "boxes")}) for photo in _readable(photos, "all")}
     if not any(present.values()):
         raise ValueError(f"The photos of {', '.join(photos.origins)} have no boxes to ask for.")
-    return _existence(present, present, seed, split, negatives, most, suffix)
+    return _existence(photos, present, present, seed, split, negatives, most, suffix)
 
 
 def pope_caption_questions(
@@ -127,21 +127,31 @@ def pope_caption_questions(
 ) -> list[Question]:
     """The questions of `pope_questions` about COCO's objects, where photos have captions instead of boxes.
 
-    What at least two captions of a photo name is there, and what none names is not; what one names is not asked for. People do
-    not tell all they see, so some of what "is not" there is: right answers are fewer than with boxes, for every model alike.
+    What at least two captions of a photo show is there, and what none so much as may show is not; what is between is not asked
+    for (`sfvlm.caption_objects`). People do not tell all they see, so some of what "is not" there is: right answers are fewer
+    than with boxes, for every model alike.
 
     Raises:
-        ValueError: No two captions of a photo name the same object.
+        ValueError: No two captions of a photo show the same object, or all photos show the same.
     """
-    named = {photo.key: times_named(photo.captions) for photo in _readable(photos, "all")}
-    present = {key: sorted(name for name, times in found.items() if times > 1) for key, found in named.items()}
+    captions = {photo.key: photo.captions for photo in _readable(photos, "all")}
+    shown = {key: times_shown(texts) for key, texts in captions.items()}
+    present = {key: sorted(name for name, times in found.items() if times > 1) for key, found in shown.items()}
     if not any(present.values()):
-        raise ValueError(f"The photos of {', '.join(photos.origins)} have no two captions that name the same object.")
-    return _existence(present, {key: [*found] for key, found in named.items()}, seed, split, negatives, most, suffix)
+        raise ValueError(f"The photos of {', '.join(photos.origins)} have no two captions that show the same object.")
+    possible = {key: sorted(objects_possible(texts)) for key, texts in captions.items()}
+    return _existence(photos, present, possible, seed, split, negatives, most, suffix)
 
 
 def _existence(
-    present: Labels, possible: Labels, seed: int, split: Split, negatives: Negatives, most: int, suffix: str
+    photos: Photos,
+    present: Labels,
+    possible: Labels,
+    seed: int,
+    split: Split,
+    negatives: Negatives,
+    most: int,
+    suffix: str,
 ) -> list[Question]:
     """Questions about `present` objects and, as often, about ones that are not even `possible`; none of a photo of no object."""
     present = {key: labels for key, labels in present.items() if labels}
@@ -160,17 +170,28 @@ def _existence(
             label, answer = pairs[place]
             words = f"Is there {with_article(label)} in the image?{suffix}"
             questions.append(Question(f"{key}:{number}", key, words, (answer,), negatives))
+    if asked and not questions:
+        raise ValueError(
+            f"All photos of {', '.join(photos.origins)} show the same objects: there is nothing to ask for."
+        )
     return questions
 
 
 def _matched(rng: np.random.Generator, present: Labels, possible: Labels, asked: Labels) -> Labels:
-    """Every asked object, as often, about photos without it: sooner those whose objects often come with it."""
+    """Every asked object, as often, about photos without it: sooner those whose objects often come with it.
+
+    Where there are fewer of these, it is taken out of `asked` until it is asked for as often where it is.
+    """
     counts, together = _statistics(present)
     times = Counter(label for labels in asked.values() for label in labels)
     absent: Labels = {key: [] for key in asked}
     for label, number in sorted(times.items(), key=lambda item: (-item[1], item[0])):
         free = [key for key in asked if label not in possible[key]]
-        if not free:  # it is on every photo
+        if len(free) < number:
+            asking = [key for key in asked if label in asked[key]]
+            for place in rng.permutation(number)[len(free) :]:
+                asked[asking[place]].remove(label)
+        if not free:
             continue
         expected = [sum(together[other][label] / counts[other] for other in present[key]) for key in free]
         room = [max(1 - len(absent[key]) / (len(asked[key]) + 1), 0.05) for key in free]

@@ -6,6 +6,7 @@ A whole file comes before shards, and safetensors before pickles. What else lies
 pickle is not run.
 """
 
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .errors import reason
+from .errors import reason, shortened
 from .files import read_json
 
 SAFE, PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -64,8 +65,8 @@ def open_weights(folder: Path, *, pickles: bool = False) -> WeightFiles:
 def read_index(path: Path) -> dict[str, str]:
     """Which file holds each tensor, by their names; ValueError if the index lists none."""
     listed = read_json(path).get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise ValueError(f"The index {path} lists no tensors (weight_map).")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
+        raise ValueError(f"The index {path} does not list which file holds each tensor (weight_map).")
     return listed
 
 
@@ -110,8 +111,14 @@ def _open(file: Path) -> tuple[list[str], Callable[[str], Tensor]]:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # each reader raises its own kinds for a damaged file
         kind = "safetensors" if is_safe else "a pickle of tensors alone"
-        raise ValueError(f"{file} cannot be read as {kind}: {reason(error)}.") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        # Around what is wrong, torch tells how to run the code of a pickle all the same.
+        why = re.split(r" Please use|\s+Check the documentation", str(error).rpartition("WeightsUnpickler error: ")[2])[
+            0
+        ]
+        raise ValueError(f"{file} cannot be read as {kind}: {shortened(why) or reason(error)}") from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
         raise ValueError(
             f"{file} cannot be read as a pickle of tensors alone: it holds other things than tensors by name."
         )

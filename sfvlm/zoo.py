@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from .files import replacing, write_text
 from .packing import assemble, file_sha256, tower_of
+from .weight_files import SAFE, SAFE_INDEX
 
 WEIGHTS = Path(__file__).parent / "weights"
 TIMEOUT = 30  # seconds without a byte
@@ -143,7 +144,7 @@ def hub_folder(source: str, what: str | None = None, *, pickles: bool = False, l
     try:
         download = partial(snapshot_download, source, local_files_only=local_files_only)
         found = Path(download(allow_patterns=[*settings, "*.safetensors"]))
-        if pickles and not any(found.glob("*.safetensors")):
+        if pickles and not any((found / name).is_file() for name in (SAFE, SAFE_INDEX)):
             found = Path(download(allow_patterns=[*settings, "*.bin"]))
         return found
     except Exception as error:  # of a bad name, a missing model, a closed one, no network: many kinds

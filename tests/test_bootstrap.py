@@ -364,6 +364,10 @@ TOKENS = Objective(tokens=1.0)
             dict(objective=Objective(salient="words")),
             "salient is words, and those are a host's answers, whose weight is 0",
         ),
+        (
+            dict(objective=Objective(answers=1.0, salient="words"), focusing="inherited"),
+            "salient is words, and nothing is to guess them: its saliency is 1, the focusing inherited",
+        ),
         (dict(budgets=(4, 8), objective=Objective(projected=1.0)), "need square budgets; 8 is none: try 4 or 9"),
         (dict(num_tokens=5, focusing="fresh", objective=TOKENS), "need square budgets; 5 is none: try 4 or 9"),
         (dict(ema_decay=1.5), "ema_decay is 1.5; it is from 0, for no average, to less than 1"),

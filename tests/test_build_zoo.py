@@ -163,7 +163,7 @@ def test_each_thing_is_said_to_be_there_as_often_as_not_however_common_it_is():
 
 def test_things_that_captions_name_otherwise_are_not_said_to_be_absent():
     generator, shown = random.Random(0), {"cup": 0.5, "dog": 0.5, "kite": 0.5}
-    turns = [turn for _ in range(20) for turn in existence_turns(["cup"], shown, generator, {"puppy"})]
+    turns = [turn for _ in range(20) for turn in existence_turns(["cup"], shown, generator, {"dog"})]
     assert {question.split()[3] for question, answer in turns if answer == "no"} == {"kite"}
 
 

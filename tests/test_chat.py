@@ -255,6 +255,17 @@ def test_the_fingerprint_follows_the_weights(folder: Path, host: Host, tmp_path:
     assert open_host(tiny_llava(tmp_path, seed=1), device="cpu").fingerprint != host.fingerprint
 
 
+def test_answers_are_greedy_whatever_a_chat_is_to_avoid(folder: Path, host: Host, photos: Any) -> None:
+    chatty = open_host(folder, device="cpu")
+    settings = chatty.model.generation_config
+    settings.repetition_penalty, settings.no_repeat_ngram_size, settings.do_sample = 1.8, 1, True
+    assert chatty.answer(photos[:2], PROMPTS[:2], max_new_tokens=8) == host.answer(
+        photos[:2], PROMPTS[:2], max_new_tokens=8
+    )
+    reply = "".join(chatty.stream([user_message(PROMPTS[0], 1)], photos[:1], max_new_tokens=8))
+    assert reply.strip() == host.answer(photos[:1], PROMPTS[:1], max_new_tokens=8)[0]
+
+
 def test_settings_tell_hosts_of_the_same_weights_apart(folder: Path, host: Host) -> None:
     def other(tower: Any = None, num_tokens: int | None = None) -> Host:
         found = open_host(folder, device="cpu")
@@ -265,8 +276,10 @@ def test_settings_tell_hosts_of_the_same_weights_apart(folder: Path, host: Host)
     assert other().settings_fingerprint == host.settings_fingerprint
     grey = other()
     grey.processor.image_processor.image_mean = [0.5] * 3
+    turned = other()
+    turned.model.config.text_config.rope_parameters["rope_theta"] = 50.0
     methods = [other(reduce_host(folder, method, 9)) for method in ("average", "stride")]
-    for one, two in ((host, grey), methods, (other(tiny_tower()), other(tiny_tower(), 16))):
+    for one, two in ((host, grey), (host, turned), methods, (other(tiny_tower()), other(tiny_tower(), 16))):
         assert one.fingerprint == two.fingerprint
         assert one.settings_fingerprint != two.settings_fingerprint
 

@@ -470,7 +470,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no object": (files(config__json=b"[]"), "holds no JSON object"),
     "no tokenizer": (files("token*"), "tokenizer in .* cannot be opened|holds no tokenizer"),
     "delta": (delta, "holds a delta, .*0.0010 on average.*apply_delta"),
-    "pickle": (foreign_pickle, "cannot be read as a pickle of tensors alone: Weights only load failed|Unsupported"),
+    "pickle": (foreign_pickle, "cannot be read as a pickle of tensors alone: Unsupported operand 149$"),
     "damaged": (files(model__safetensors=b"x" * 20), "cannot be read as safetensors"),
     "converted": (fields(mm_vision_tower=None, vision_config={}), "in transformers' layout already"),
     "no llava": (fields(mm_vision_tower=None), "names no mm_vision_tower"),
@@ -496,7 +496,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no index": (files("model.safetensors", model__safetensors__index__json=b"{"), "index.json is no JSON"),
     "no pickle index": (
         files("model.safetensors", pytorch_model__bin__index__json=b"{}"),
-        "index.json lists no tensors",
+        "index.json does not list which file holds each tensor",
     ),
     "generation": (files(generation_config__json=b"{"), "generation_config.json is no JSON"),
     "tokenizer": (files(tokenizer_config__json=b"null"), "tokenizer_config.json holds no JSON object"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_hosts import tiny_tower
 
 from sfvlm.chat import Host, open_host
 from sfvlm.cli import main
@@ -18,6 +19,7 @@ from sfvlm.inherit import inherit, student_config
 from sfvlm.named_towers import put_tower
 from sfvlm.scenes import render_scene
 from sfvlm.sides import twin_of
+from sfvlm.swap import swap
 from sfvlm.teachers import open_teacher
 from sfvlm.views import evaluation_view, normalize
 
@@ -51,13 +53,17 @@ def test_an_untrained_tower_at_the_full_grid_is_the_same_host(interview: Intervi
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("tower", ["reduce:stride@4", "without class token"])
 def test_a_divergence_is_that_of_the_swapped_host_itself(
-    interview: Interview, host: Host, photo_folder: Path, tmp_path: Path
+    tower: str, interview: Interview, host: Host, photo_folder: Path, tmp_path: Path
 ):
     photos, twin = open_photos(photo_folder), twin_of(host)
-    put_tower(twin, "reduce:stride@4")
-    towers = {"stride": twin.model.model.vision_tower}
-    found = measure_fidelity(interview, towers, photos, tmp_path / "answers.jsonl")["stride"]
+    if tower.startswith("reduce"):
+        put_tower(twin, tower)
+    else:
+        swap(twin.model, twin.processor, tiny_tower(4, pooling="mean"))
+    towers = {tower: twin.model.model.vision_tower}
+    found = measure_fidelity(interview, towers, photos, tmp_path / "answers.jsonl")[tower]
     texts = Conversations(host.processor, interview.answers(photos, tmp_path / "answers.jsonl"), 0)
     config = interview.dense.config
     for index in (0, 7):

@@ -225,6 +225,8 @@ def test_shards_open_by_path_glob_braces_and_mixture(tmp_path):
     assert keys(open_photos(tmp_path)) == every
     assert keys(open_photos(f"{tmp_path}/{{000..002}}.tar")) == every
     assert keys(open_photos(f"{tmp_path}/{{002,000}}.tar")) == [every[2], every[0]]
+    with pytest.raises(ValueError, match=r"{002\.\.000}.tar' counts down from 2 to 0: turn them round"):
+        open_photos([f"{tmp_path}/{{002..000}}.tar", "scenes:1"])
     mixture = open_photos([f"{tmp_path}/002.tar::{tmp_path}/photos", tmp_path / "000.tar"])
     assert keys(mixture) == [every[2], "photos/a.png", every[0]]
     assert [photo.key for photo in mixture] == keys(mixture)
@@ -337,6 +339,7 @@ def test_a_damaged_hugging_face_dataset_is_named(tmp_path):
     for name, content, message in [
         ("cut", {"dataset_dict.json": "{"}, r"dataset_dict\.json is no JSON"),
         ("none", {"dataset_dict.json": "{}"}, r"dataset_dict\.json names no splits"),
+        ("no list", {"dataset_dict.json": '{"splits": {"train": 1}}'}, r"dataset_dict\.json names no splits"),
         ("bare", {"dataset_info.json": "{}", "state.json": "{}"}, r"The Hugging Face dataset .*bare cannot be opened"),
     ]:
         (tmp_path / name).mkdir()

@@ -1,4 +1,6 @@
 import copy
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -265,8 +267,20 @@ def test_bad_configurations_name_the_numbers_that_disagree() -> None:
         tiny_config("dense")
     with pytest.raises(ValueError, match=r"hidden_act is 'gelux'; transformers knows gelu, "):
         tiny_config(hidden_act="gelux")
-    for name, value, kind in (("image_size", "224", "whole "), ("num_tokens", 4.0, "whole "), ("box_zoom", None, "")):
-        with pytest.raises(ValueError, match=rf"{name} is {value!r}; it is a {kind}number"):
+    for name, value, what in (
+        ("image_size", "224", "a whole number"),
+        ("num_tokens", 4.0, "a whole number"),
+        ("default_budget", "49", "a whole number"),
+        ("num_attention_heads", 0, "at least 1"),
+        ("box_zoom", None, "a number"),
+        ("context_share", math.nan, "a number"),
+        ("proportional_attention", "no", "true or false"),
+        ("squash", 1, "true or false"),
+        ("pooling", None, "a text"),
+        ("image_mean", [0.5], "three numbers"),
+        ("image_std", "abc", "three numbers"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{name} is {value!r}; it is {what}")):
             tiny_config(**{name: value})
     assert tiny_config(box_zoom=1).box_zoom == 1
     with pytest.raises(ValueError, match="coarse_blocks 9 exceeds the 3"):

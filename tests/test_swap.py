@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 from tiny_hosts import KINDS, PROMPT, logits, opened, photo, tiny_tower
 from transformers import (
@@ -250,6 +251,14 @@ def test_undo_follows_where_the_host_has_gone(hosts: dict[str, Path]) -> None:
     dense = model.model.vision_tower.double()
     swap(model, processor, tiny_tower()).undo()
     assert dense.dtype == torch.float64  # finer than its projector, which has stayed as it was
+
+    model, processor = opened(hosts["llava"])
+    before = logits(model, processor)
+    swapped = swap(model, processor, tiny_tower())
+    cpu_offload(model, execution_device="cpu")
+    assert next(model.model.vision_tower.parameters()).is_meta
+    swapped.undo()
+    assert torch.equal(logits(model, processor), before)
 
 
 def test_projector_and_language_model_keep_their_bits(hosts: dict[str, Path]) -> None:

@@ -155,8 +155,9 @@ def test_undoing_is_refused_when_the_language_model_was_tuned_since(swapped_fold
         ("swap.json", "{", "swap.json is no JSON"),
         ("swap.json", "[]", "swap.json holds no JSON object"),
         ("swap.json", "{}", "swap.json is no manifest of a swap: it says nothing of the host"),
+        ("swap.json", '{"host": "x"}', "swap.json is no manifest of a swap: it says nothing of the host"),
         ("dense/config.json", None, "no swapped host: it lacks swap.json or dense/config.json"),
-        ("model.safetensors.index.json", "{}", "index.json lists no tensors"),
+        ("model.safetensors.index.json", "{}", "index.json does not list which file holds each tensor"),
     ],
 )
 def test_undoing_a_damaged_folder_is_refused_and_the_file_is_named(

@@ -34,8 +34,9 @@ OPEN_CLIP: dict[str, Any] = {
 }
 
 
-def write_open_clip_config(folder: Path, **changes: Any) -> None:
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": OPEN_CLIP | changes, "preprocess_cfg": {}}))
+def write_open_clip_config(folder: Path, preprocess: dict[str, Any] | None = None, **changes: Any) -> None:
+    described = {"model_cfg": OPEN_CLIP | changes, "preprocess_cfg": preprocess or {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -147,6 +148,9 @@ def test_open_clip_and_timm_forms_of_one_model_are_one_teacher(
     assert teacher.config.hidden_act == "quick_gelu"
     assert teacher.sha256 == clip_teacher.sha256
     close(teacher.model(PIXELS).pooled, theirs.encode_image(PIXELS))
+    assert teacher.config.squashes is False
+    write_open_clip_config(tmp_path, dict(resize_mode="squash"))
+    assert open_teacher(f"local-dir:{tmp_path}").config.squashes is True
 
 
 @torch.no_grad()
@@ -267,7 +271,12 @@ def test_pickled_weights_are_opened_without_their_code(shards: int, clip_folder:
     assert open_teacher(folder).sha256 == open_teacher(clip_folder).sha256
     file = next(folder.glob("*.bin"))
     torch.save({"weights": Path("code")}, file)
-    with pytest.raises(ValueError, match=f"{file.name} cannot be read as a pickle of tensors alone: Weights only"):
+    with pytest.raises(
+        ValueError, match=f"{file.name} cannot be read as a pickle of tensors alone: Unsupported global"
+    ):
+        open_teacher(folder)
+    torch.save({0: torch.zeros(1)}, file)
+    with pytest.raises(ValueError, match=f"{file.name} cannot be read .*: it holds other things than tensors by name"):
         open_teacher(folder)
 
 
@@ -285,6 +294,9 @@ def test_a_folder_that_lacks_a_shard_is_refused_by_its_name(clip_model: CLIPMode
     assert open_teacher(tmp_path).config.num_hidden_layers == 4
     shards[1].unlink()
     with pytest.raises(ValueError, match=f"{shards[1].name} is missing, which model.safetensors.index.json lists"):
+        open_teacher(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": null, "b": "c"}}')
+    with pytest.raises(ValueError, match="does not list which file holds each tensor"):
         open_teacher(tmp_path)
 
 

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_hosts import tiny_host
 from torch.utils.data import DataLoader
 from torchvision import transforms
+from transformers import AutoProcessor
 
 from sfvlm.configuration import SparseFormerConfig
 from sfvlm.export import image_processor
 from sfvlm.images import open_photos
+from sfvlm.inherit import student_config
+from sfvlm.teachers import open_teacher
 from sfvlm.views import (
     EpochSampler,
     SkipLog,
@@ -57,7 +61,7 @@ def test_crop_pct_cuts_the_centre_out_of_a_larger_picture():
         evaluation_view(image, 56, crop_pct=1.5)
 
 
-@pytest.mark.parametrize("size", [(40, 30), (31, 77), (500, 333)])
+@pytest.mark.parametrize("size", [(40, 30), (31, 77), (500, 333), (1600, 40)])
 def test_siglip_photos_are_seen_as_its_own_preprocessor_makes_them(size):
     config = SparseFormerConfig(image_size=56, pooling="attention", image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
     image = noise(*size)
@@ -66,6 +70,16 @@ def test_siglip_photos_are_seen_as_its_own_preprocessor_makes_them(size):
     assert (tower_pixels([image], config, torch.zeros(1)) - theirs).abs().max() < 2.5 / 127.5
     cropped = evaluation_view(image, 56)
     assert (normalize(cropped[None], (0.5,) * 3, (0.5,) * 3) - theirs).abs().mean() > 8 / 127.5
+
+
+def test_a_siglip_without_its_head_is_shown_what_its_host_shows_it(tmp_path):
+    folder = tiny_host("llava_onevision", tmp_path)
+    config = open_teacher(folder).config
+    assert config.pooling == "mean"
+    image = noise(300, 150)
+    overview = AutoProcessor.from_pretrained(folder).image_processor(image, return_tensors="pt")["pixel_values"][0, 0]
+    assert (tower_pixels([image], config, torch.zeros(1))[0] - overview).abs().max() < 2.5 / 127.5
+    assert student_config(config, num_tokens=4).squashes
 
 
 @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (1, 1)])

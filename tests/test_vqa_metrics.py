@@ -144,6 +144,14 @@ def test_official_accuracy_compares_unanimous_answers_as_they_are() -> None:
 def test_m4c_accuracy_refuses_another_number_of_answers() -> None:
     with pytest.raises(ValueError, match="10 answers, not for 3"):
         m4c_vqa_accuracy("yes", ["yes"] * 3)
+    with pytest.raises(ValueError, match="at least 4 people answered, mostly 10, and there are 3"):
+        official_vqa_accuracy("yes", ["yes"] * 3)
+
+
+def test_right_answers_that_are_neither_yes_nor_no_are_refused() -> None:
+    for label in ("No", "False"):
+        with pytest.raises(ValueError, match=f"The right answer to question 1 is '{label}'; it is yes or no"):
+            pope_score([Question("1", "a.jpg", "Is there a dog?", (label,))], ["No"])
 
 
 def test_vqa_scores_are_those_of_the_official_evaluators() -> None:

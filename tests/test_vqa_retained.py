@@ -137,6 +137,17 @@ def test_shares_of_yes_or_no_are_said_to_have_a_chance(tmp_path: Path, capsys: A
     assert "chance" not in capsys.readouterr().out
 
 
+def test_a_pattern_meets_the_scores_beside_the_results_too(tmp_path: Path, capsys: Any) -> None:
+    both = {"dense": (1.0,) * 4, "ours": (1.0,) * 4}
+    files = _written(tmp_path, scenes=both, captions=both)
+    main(["retained", *files])
+    expected = capsys.readouterr().out
+    every = sorted(map(str, tmp_path.glob("*.json")))
+    assert len(every) == 4
+    main(["retained", *reversed(every)])
+    assert sorted(capsys.readouterr().out.split()) == sorted(expected.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

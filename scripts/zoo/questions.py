@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sfvlm.caption_objects import COCO_NAMES, is_named, times_named, words_and_pairs
+from sfvlm.caption_objects import COCO_NAMES, objects_possible, times_shown
 from sfvlm.decode import Photo
 from sfvlm.scene_texts import SceneObject, scene_questions, with_article
 from sfvlm.vqa_questions import SHORT_ANSWER
@@ -139,15 +139,15 @@ def photo_turns(
     for caption in generator.sample(photo.captions, min(3, len(photo.captions))):
         turns.append((generator.choice(CAPTION_PROMPTS), clean_caption(caption)))
     if things := things_shown(photo):
-        said = {word for caption in photo.captions for word in words_and_pairs(caption)}
-        turns += existence_turns(things, shown[source_of(photo)], generator, said)
+        rates = shown[source_of(photo)]
+        turns += existence_turns(things, rates, generator, objects_possible(photo.captions, [*rates]))
     return _drawn(turns, generator, most)
 
 
 def things_shown(photo: Photo) -> list[str]:
     """The things of its boxes or, without boxes, of its captions."""
     return sorted(
-        {box[0] for box in photo.meta.get("boxes", ())} or times_named(photo.captions, (*COCO_NAMES, *NATURE))
+        {box[0] for box in photo.meta.get("boxes", ())} or times_shown(photo.captions, (*COCO_NAMES, *NATURE))
     )
 
 
@@ -172,7 +172,7 @@ def shares_shown(photos: Iterable[Photo]) -> dict[str, dict[str, float]]:
 
 
 def existence_turns(
-    present: Sequence[str], shown: Mapping[str, float], generator: random.Random, words: set[str]
+    present: Sequence[str], shown: Mapping[str, float], generator: random.Random, possible: set[str]
 ) -> list[Turn]:
     """Yes for things that are there, no for others: over all photos each thing as often with one answer as with the other.
 
@@ -183,7 +183,7 @@ def existence_turns(
     for name in shown:
         there = name in present
         chance = 1 - shown[name] if there else shown[name]
-        if generator.random() < chance and (there or not is_named(name, words)):
+        if generator.random() < chance and (there or name not in possible):
             turns.append((exists(name, generator), "yes" if there else "no"))
     return turns
 

@@ -11,7 +11,7 @@ import tyro
 from ..cli import say
 from ..files import write_json
 from ..results import aligned, check_json, provenance
-from ..vqa_retained import BenchmarkScores, Retained, left_out, read_scores, retained
+from ..vqa_retained import BenchmarkScores, Retained, is_scores, left_out, read_scores, retained
 from ..vqa_statistics import Interval
 
 GUESSED = ("pope", "pope-like", "pope-captions")  # yes or no, as often: who guesses is right half of the time
@@ -32,9 +32,10 @@ class RetainedCommand:
 def retained_command(command: RetainedCommand) -> None:
     """Reads the scores, draws photos, and prints a table and what must be known of it."""
     check_json(command.out)
-    if not command.results:
+    results = [path for path in command.results if not is_scores(path)]
+    if not results:
         raise ValueError("There is nothing to join: give files that eval/vqa.py --out wrote.")
-    files = [read_scores(path) for path in command.results]
+    files = [read_scores(path) for path in results]
     found = retained(files, command.of)
     of = next(each.model for each in found if each.lead is None)
     say(retained_table(files, found, of))

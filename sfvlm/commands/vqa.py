@@ -17,6 +17,7 @@ from ..devices import usable_device
 from ..images import open_photos
 from ..named_towers import put_tower, split_tower
 from ..results import Row, aligned, check_json, short_names, write_results
+from ..sides import twin_of
 from ..vqa import (
     BENCHMARKS,
     RULES,
@@ -145,8 +146,13 @@ def _check(command: VqaCommand) -> Shard | None:
         split_tower(tower)
     if (command.shard is not None or command.only_ask) and (command.out is None or command.answers):
         raise ValueError("--shard and --only-ask need --model, and --out for a place to keep the answers.")
-    if command.batch_size < 1:
-        raise ValueError(f"--batch-size is {command.batch_size}; it must be at least 1.")
+    for flag, value in (("batch-size", command.batch_size), ("max-new-tokens", command.max_new_tokens)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{flag} is {value}; it must be at least 1.")
+    for given in (command.model, command.tower):
+        for name in given:
+            if given.count(name) > 1:
+                raise ValueError(f"{name} is given {given.count(name)} times: once is enough.")
     usable_device(command.device)
     shard = None if command.shard is None else Shard.parse(command.shard)
     for source in command.model:
@@ -195,12 +201,16 @@ def _answered(
     if not command.model:
         return
     assert photos is not None
-    for source, tower, name in _hosts(command):
+    for number, (source, tower, name) in enumerate(_hosts(command)):
         host = open_host(source, dtype=command.dtype, device=command.device, bits=command.bits)
         if tower is not None:
             put_tower(host, tower)
+        for each in command.tower if number == 0 else ():  # what does not fit is refused before anybody is asked
+            put_tower(twin_of(host), each)
         path = _answer_path(command, name, questions, shard)
-        longest = command.max_new_tokens or BENCHMARKS[command.benchmark].max_new_tokens
+        longest = command.max_new_tokens
+        if longest is None:
+            longest = BENCHMARKS[command.benchmark].max_new_tokens
         texts = ask(
             host,
             questions,
