@@ -12,8 +12,8 @@ Your own, at several budgets, beside what the dense tower's own tokens would do 
 The host is asked about each photo with its dense tower, and its answers are read again with each other tower. The table
 has, with 95 % intervals (photos are resampled), the divergence of the next-word distributions from the dense ones in nats a
 word (0: the same host), the share of words that come first with either, and the difference from the first tower, photo by
-photo. The photos need no right answers; how good the host itself is, eval/vqa.py measures. Photos are read as LLaVA-1.5
-reads them; of a host that cuts them into tiles, the overview alone.
+photo. The photos need no right answers; how good the host itself is, eval/vqa.py measures. Photos are read as the
+host's processor shows them, padded or cropped; of a host that cuts them into tiles, the overview alone.
 """
 
 from sfvlm.cli import run

@@ -50,9 +50,8 @@ def measure_fidelity(
 ) -> dict[str, Fidelity]:
     """Asks a host about photos with its dense tower, and reads its answers again through others.
 
-    A photo is one sequence of tokens, seen as the tower's own preprocessor makes it: the square in its middle, or for SigLIP
-    all of it squashed. Of a host that cuts photos into tiles this is the overview alone; one that pads photos to a square
-    (`do_pad`) sees more of an oblong one than is measured here.
+    A photo is one sequence of tokens, seen as the host's processor shows it: padded to a square, the square in its middle, or
+    for SigLIP all of it squashed. Of a host that cuts photos into tiles this is the overview alone.
 
     Args:
         interview: Of the dense host.
@@ -80,7 +79,7 @@ def measure_fidelity(
             continue
         keys += [names[index] for index in opened]
         texts = conversations.batch(torch.tensor(list(opened)), torch.zeros(len(opened))).to(like.device)
-        images = list(opened.values())
+        images = [interview.shown(image) for image in opened.values()]
         pixels = {view: tower_pixels(images, config, like) for view, config in views.items()}
         states = interview.dense(pixels[_view(interview.dense.config)]).hidden_states
         dense = _logits(interview, interview.dense.config, states, texts)

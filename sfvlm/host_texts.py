@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ from .host_reader import HostReader, Texts
 from .images import SomePhotos
 from .scene_texts import with_article
 from .teachers import DenseTransformer
-from .views import tower_pixels
+from .views import padded, tower_pixels
 from .vqa_photos import changed_photo, photo_fingerprint
 from .vqa_questions import SHORT_ANSWER
 from .vqa_sources import CAPTION_PROMPT
@@ -129,6 +130,11 @@ class Interview:
     given: Sequence[str] = ()
     at_once: int = 16
 
+    def shown(self, image: Image.Image) -> Image.Image:
+        """A photo as the host's processor hands it on, padded or not; tiles are another matter."""
+        pads = not self.reader.facts.tiles and getattr(self.processor.image_processor, "do_pad", None)
+        return padded(image, self.reader.facts.mean) if pads else image
+
     def answers(self, photos: SomePhotos, path: Path) -> list[list[Turn]]:
         """What the host says of each whole photo; an interrupted call continues from the file.
 
@@ -181,7 +187,8 @@ class Interview:
         ]
         config, parameter = self.dense.config, next(self.dense.parameters())
         device = parameter.device
-        states = self.dense(tower_pixels([photo.image for photo in opened.values()], config, parameter)).hidden_states
+        images = [self.shown(photo.image) for photo in opened.values()]
+        states = self.dense(tower_pixels(images, config, parameter)).hidden_states
         seen = self.reader.project(self.reader.select(states, int(config.has_cls_token)))
         cuts = [
             [cut(self.processor, written(self.processor, [user_message(prompt, 1)])) for prompt in prompts]

@@ -25,7 +25,7 @@ from .chat_reply import Reply
 from .sparseformer import SparseFormerModel
 from .swap import swap
 from .swap_folders import DENSE, MANIFEST, TEMPLATES, read_manifest
-from .swap_weights import parts, tower_prefix
+from .swap_weights import bytes_hash, parts, tower_prefix
 from .weight_files import SAFE_INDEX, open_weights, read_tensors
 from .zoo import resolve
 
@@ -143,19 +143,30 @@ def _sharing(tower: SparseFormerModel) -> SparseFormerModel:
 
 
 def _open_swapped(folder: Path, num_tokens: int | None, options: dict[str, Any]) -> Sides:
-    """A swapped folder holds the dense tower; else the host that its manifest names; else there is no dense side."""
+    """A swapped folder holds the dense tower; else the host that its manifest names, if the rest of it is the same; else there is
+    no dense side."""
     before = Path(read_manifest(folder)["host"]["path"])
     if (folder / DENSE).is_dir():
         with _dense_again(folder) as linked:
             dense = open_host(linked, **options)
-    elif (before / "config.json").is_file():
+    elif (before / "config.json").is_file() and _same_but_for_the_tower(folder, before):
         dense = open_host(before, **options)
     else:
-        note = f"The dense side is missing: {folder} has no {DENSE}/ any more, and its host {before} is not there."
+        why = "has other weights now" if before.is_dir() else "is not there"
+        note = f"The dense side is missing: {folder} has no {DENSE}/ any more, and its host {before} {why}."
         _check_budget(folder, num_tokens, note)
         return Sides(folder.name, None, open_host(folder, **options), note)
     dense.source = folder.name
     return Sides(folder.name, dense, with_tower(dense, _tower_inside(folder), num_tokens))
+
+
+def _same_but_for_the_tower(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same projector and language model, bit for bit."""
+    digests = []
+    for files in (open_weights(one), open_weights(other)):
+        names = parts(files.where)
+        digests.append(bytes_hash(read_tensors(files, names["multi_modal_projector"] + names["language_model"])))
+    return digests[0] == digests[1]
 
 
 def _check_budget(folder: Path, num_tokens: int | None, note: str) -> None:

@@ -124,6 +124,14 @@ def tower_pixels(images: Sequence[Image.Image], config: Any, like: torch.Tensor)
     return normalize(pixels, config.image_mean, config.image_std).to(like.dtype)
 
 
+def padded(image: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """A photo in the middle of a square of the mean colour, as LLaVA-1.5 pads it (`expand2square`)."""
+    image, side = to_rgb(image), max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(255 * each) for each in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
 class Selection(Dataset[Photo]):
     """Some of the photos, by index: training ones without the held-back ones."""
 

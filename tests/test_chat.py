@@ -259,6 +259,7 @@ def test_answers_are_greedy_whatever_a_chat_is_to_avoid(folder: Path, host: Host
     chatty = open_host(folder, device="cpu")
     settings = chatty.model.generation_config
     settings.repetition_penalty, settings.no_repeat_ngram_size, settings.do_sample = 1.8, 1, True
+    settings.min_new_tokens, settings.suppress_tokens = 8, [int(token) for token in range(40, 60)]
     assert chatty.answer(photos[:2], PROMPTS[:2], max_new_tokens=8) == host.answer(
         photos[:2], PROMPTS[:2], max_new_tokens=8
     )

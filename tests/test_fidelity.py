@@ -3,11 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tiny_hosts import tiny_tower
+from transformers import LlavaImageProcessor
 
 from sfvlm.chat import Host, open_host
 from sfvlm.cli import main
@@ -21,7 +23,7 @@ from sfvlm.scenes import render_scene
 from sfvlm.sides import twin_of
 from sfvlm.swap import swap
 from sfvlm.teachers import open_teacher
-from sfvlm.views import evaluation_view, normalize
+from sfvlm.views import evaluation_view, normalize, tower_pixels
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,19 @@ def test_a_divergence_is_that_of_the_swapped_host_itself(
         assert found.photos[index] == photos.key(index)
         assert found.divergence[index] == pytest.approx((each * weight).sum().item(), rel=1e-3, abs=1e-6)
         assert found.same_words[index] == pytest.approx((same * weight).sum().item(), abs=1e-6)
+
+
+def test_a_host_that_pads_its_photos_is_asked_about_padded_ones(interview: Interview):
+    oblong = render_scene(0, 0, 96).image.resize((96, 40))
+    assert interview.shown(oblong) is oblong
+    own = interview.processor.image_processor
+    pads = LlavaImageProcessor(size=own.size, crop_size=own.crop_size, do_pad=True)
+    processor = SimpleNamespace(image_processor=pads)
+    shown = replace(interview, processor=processor).shown(oblong)
+    config = interview.dense.config
+    ours, theirs = tower_pixels([shown], config, torch.zeros(1)), pads(oblong, return_tensors="pt")["pixel_values"]
+    assert (ours - theirs).abs().max() < 0.02
+    assert (tower_pixels([oblong], config, torch.zeros(1)) - theirs).abs().mean() > 0.1
 
 
 def test_the_command_keeps_answers_and_writes_rows(

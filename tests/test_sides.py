@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_hosts import held_up, never_ends, photo, tiny_tower
 from tiny_llava import tiny_llava
 
@@ -87,6 +87,13 @@ def test_without_the_dense_tower_the_manifests_host_serves_or_a_note_says_why(
     (folder / "swap.json").write_text(manifest.replace(str(hosts["llava"]), str(tmp_path / "gone")))
     alone = open_sides(folder, device="cpu")
     assert alone.dense is None and alone.sparse is not None and "gone is not there" in alone.note
+    other = shutil.copytree(hosts["llava"], tmp_path / "gone")
+    tensors = load_file(other / "model.safetensors")
+    name = next(name for name in tensors if "language_model" in name and name.endswith("q_proj.weight"))
+    save_file(tensors | {name: tensors[name] + 1}, other / "model.safetensors", {"format": "pt"})
+    changed = open_sides(folder, device="cpu")
+    assert changed.dense is None and "gone has other weights now" in changed.note
+    assert changed.sparse is not None and said(changed.sparse) == said(alone.sparse)
     assert not alone.has_budgets
     assert open_sides(folder, num_tokens=49, device="cpu").sparse is not None
     with pytest.raises(ValueError, match=r"keeps its 49 tokens: leave out --num-tokens 25"):
