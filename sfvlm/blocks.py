@@ -27,7 +27,8 @@ class Proportion(NamedTuple):
 
     Attributes:
         query: (heads, 1, D / heads), added to every query.
-        bias: (heads, N, N), added to the scores of every query (rows) and key.
+        bias: (1, heads, N, N), added to the scores of every query (rows) and key. Of three dimensions, torch would know no fused
+            attention with it.
     """
 
     query: Tensor
@@ -117,7 +118,9 @@ class ProportionalAttention(nn.Module):
                 continue
             # All blocks of a length at once: on a GPU each small operation costs more than what it computes.
             query = (share * self.query[first:last]).view(last - first, self.num_heads, 1, -1)
-            bias = self.power[first:last, :, None, None] * (share * self._others(length))  # (blocks, heads, N, N)
+            bias = self.power[first:last, None, :, None, None] * (
+                share * self._others(length)
+            )  # (blocks, 1, heads, N, N)
             proportions += map(Proportion, query, bias)
         return proportions
 

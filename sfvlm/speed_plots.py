@@ -6,6 +6,7 @@
 Needs matplotlib: `pip install 'sfvlm[plot]'`. Colours are those of Okabe and Ito, which all eyes tell apart.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,14 +64,20 @@ def _figure_class() -> Any:
 
 
 @contextmanager
-def _figure(path: Path, columns: int, height: float) -> Iterator[tuple[Any, list[Any]]]:
-    """A figure and its panels, written at the end, whole or not at all."""
+def _figure(path: Path, panels: int, height: float) -> Iterator[tuple[Any, list[Any]]]:
+    """A figure and its panels, four a row at most, written at the end, whole or not at all; a row's height is in inches."""
     figure_class = _figure_class()
+    rows = math.ceil(panels / 4)
+    columns = math.ceil(panels / rows)
     from matplotlib import rc_context
 
     with rc_context(STYLE):
-        figure = figure_class(figsize=(WIDTH if columns > 1 else 0.7 * WIDTH, height), layout="constrained")
-        yield figure, list(figure.subplots(1, columns, squeeze=False)[0])
+        size = (WIDTH if columns > 1 else 0.7 * WIDTH, rows * height)
+        figure = figure_class(figsize=size, layout="constrained")
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axis in axes[panels:]:
+            axis.remove()
+        yield figure, axes[:panels]
         with replacing(path) as temporary:
             figure.savefig(temporary)
 
@@ -106,7 +113,7 @@ def plot_quality(files: Sequence[Path], path: Path) -> list[str]:
             "at a time."
         )
     looks = _looks(spots)
-    with _figure(path, len(panels), 4.3) as (figure, axes):
+    with _figure(path, len(panels), 4.3 if len(panels) <= 4 else 3.6) as (figure, axes):
         for axis, panel in zip(axes, panels, strict=True):
             _draw_quality(axis, [spot for spot in spots if spot.panel == panel], looks, latency)
         _legend(figure, axes)

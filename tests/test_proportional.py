@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import tiny_config, tiny_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfvlm.blocks import Attention, ProportionalAttention
 from sfvlm.bootstrap_options import BootstrapOptions
@@ -31,7 +32,7 @@ def test_a_patch_attends_to_as_many_as_there_are_whatever_is_seen_of_them():
     part = untrained(teacher_grid=14)
     for seen in (16, 49, 196):
         proportion = part([1 + seen])[0]
-        bias = torch.zeros(2, 1 + seen, 1 + seen) if proportion is None else proportion.bias
+        bias = torch.zeros(2, 1 + seen, 1 + seen) if proportion is None else proportion.bias[0]
         weights = bias.exp()[0]
         torch.testing.assert_close(weights[1:].sum(1), torch.full((seen,), 197.0))  # all patches and the class token
         assert torch.equal(weights.diagonal(), torch.ones(1 + seen))  # itself once
@@ -41,7 +42,7 @@ def test_a_patch_attends_to_as_many_as_there_are_whatever_is_seen_of_them():
 
 def test_without_a_class_token_all_keys_are_patches():
     part = untrained(teacher_grid=14, pooling="mean", projection_dim=0)
-    weights = part([49])[0].bias.exp()[0]
+    weights = part([49])[0].bias.exp()[0, 0]
     torch.testing.assert_close(weights.sum(1), torch.full((49,), 196.0))
 
 
@@ -56,6 +57,15 @@ def test_attention_among_some_is_that_among_all_where_the_others_are_like_the_se
     among_all = attention(everything)[0, 1]
     torch.testing.assert_close(attention(some, part([6])[0])[0, 1], among_all)
     assert not torch.allclose(attention(some)[0, 1], among_all, atol=1e-2)
+
+
+@torch.no_grad()
+def test_what_is_added_leaves_attention_fused():
+    attention, part = Attention(64, 2), untrained(teacher_grid=14)
+    tokens, proportion = torch.randn(2, 50, 64), part([50])[0]
+    expected = attention(tokens, proportion)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises where it cannot be used
+        torch.testing.assert_close(attention(tokens, proportion), expected)
 
 
 def test_with_all_patches_nothing_is_added_even_after_training():
