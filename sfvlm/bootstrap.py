@@ -302,6 +302,7 @@ class _Run:
             seed=options.seed,
             num_views=options.cached_views or None,
             scale=options.crop_scale,
+            pad=self._padding(),
         )
         rank = self.accelerator.process_index
         sampler = EpochSampler(len(views), options.batch_size // world, options.seed, rank, world, start_step=self.step)
@@ -316,6 +317,10 @@ class _Run:
         for batch in loader:
             self._note_skips(batch["skipped"])
             yield batch
+
+    def _padding(self) -> tuple[float, ...] | None:
+        """The colour of a host that pads its photos: bars are part of what its tower sees."""
+        return self.host.facts.mean if self.host is not None and self.host.facts.pads else None
 
     def _note_skips(self, skipped: Sequence[Mapping[str, str]]) -> None:
         """Photos that were passed over: the first process writes them down, the others keep them until they can tell it."""
@@ -340,8 +345,14 @@ class _Run:
         """On the held-back photos: cosine, agreement of the classifier's first choice or of a host's words, box statistics."""
         student = self._averaged()
         student.eval()
-        squash = self.config.squashes
-        views = ViewDataset(self.photos.held_back, self.config.image_size, training=False, seed=0, squash=squash)
+        views = ViewDataset(
+            self.photos.held_back,
+            self.config.image_size,
+            training=False,
+            seed=0,
+            squash=self.config.squashes,
+            pad=self._padding(),
+        )
         cosines, agree, said, boxes = [], [], [], []
         batch: list[Any] = []
         indices = shard_indices(len(views), self.accelerator.process_index, self.accelerator.num_processes)

@@ -132,8 +132,7 @@ class Interview:
 
     def shown(self, image: Image.Image) -> Image.Image:
         """A photo as the host's processor hands it on, padded or not; tiles are another matter."""
-        pads = not self.reader.facts.tiles and getattr(self.processor.image_processor, "do_pad", None)
-        return padded(image, self.reader.facts.mean) if pads else image
+        return padded(image, self.reader.facts.mean) if self.reader.facts.pads else image
 
     def answers(self, photos: SomePhotos, path: Path) -> list[list[Turn]]:
         """What the host says of each whole photo; an interrupted call continues from the file.

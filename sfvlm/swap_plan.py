@@ -38,6 +38,7 @@ class HostFacts:
         image_size: Side of a photo or tile in pixels.
         mean, std: How the processor normalises.
         pinpoints: Sizes in pixels that photos are brought to before they are cut into tiles.
+        pads: Whether its processor pads a photo to a square in the mean colour, as LLaVA-1.5's does.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class HostFacts:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pinpoints: tuple[tuple[int, int], ...]
+    pads: bool
 
     @property
     def tiles(self) -> bool:
@@ -112,6 +114,7 @@ def read_host(config: Any, processor: Any) -> HostFacts:
         mean=tuple(map(float, photos.image_mean)),
         std=tuple(map(float, photos.image_std)),
         pinpoints=tuple((height, width) for height, width in getattr(config, "image_grid_pinpoints", ())),
+        pads=config.model_type == "llava" and bool(getattr(photos, "do_pad", False)),  # others mean their tiles by it
     )
 
 

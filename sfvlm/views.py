@@ -187,6 +187,7 @@ class ViewDataset(Dataset[View]):
         crop_pct: float = 1.0,
         interpolation: Image.Resampling = Image.Resampling.BICUBIC,
         squash: bool = False,
+        pad: Sequence[float] | None = None,  # the mean colour, 0 to 1, that makes a photo square first
     ) -> None:
         if num_views is not None and num_views < 1:
             raise ValueError(f"num_views is {num_views}, but a photo has at least 1 view.")
@@ -201,6 +202,7 @@ class ViewDataset(Dataset[View]):
         self.crop_pct = crop_pct
         self.interpolation = interpolation
         self.squash = squash
+        self.pad = pad
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -223,6 +225,8 @@ class ViewDataset(Dataset[View]):
         raise ValueError(f"None of the {len(self.photos)} photos is readable; {last['key']}: {last['reason']}.")
 
     def _view(self, image: Image.Image, generator: random.Random) -> torch.Tensor:
+        if self.pad is not None:
+            image = padded(image, self.pad)
         if not self.training:
             return evaluation_view(image, self.image_size, self.crop_pct, self.interpolation, squash=self.squash)
         return training_view(

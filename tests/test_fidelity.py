@@ -1,9 +1,9 @@
 """How near a tower keeps its host: zero for the same one, torch's divergence for another, by photo."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,13 +85,14 @@ def test_a_divergence_is_that_of_the_swapped_host_itself(
         assert found.same_words[index] == pytest.approx((same * weight).sum().item(), abs=1e-6)
 
 
-def test_a_host_that_pads_its_photos_is_asked_about_padded_ones(interview: Interview):
+def test_a_host_that_pads_its_photos_is_asked_about_padded_ones(interview: Interview, host: Host):
     oblong = render_scene(0, 0, 96).image.resize((96, 40))
     assert interview.shown(oblong) is oblong
     own = interview.processor.image_processor
     pads = LlavaImageProcessor(size=own.size, crop_size=own.crop_size, do_pad=True)
-    processor = SimpleNamespace(image_processor=pads)
-    shown = replace(interview, processor=processor).shown(oblong)
+    processor = copy.copy(host.processor)
+    processor.image_processor = pads
+    shown = replace(interview, reader=HostReader(host.model, processor)).shown(oblong)
     config = interview.dense.config
     ours, theirs = tower_pixels([shown], config, torch.zeros(1)), pads(oblong, return_tensors="pt")["pixel_values"]
     assert (ours - theirs).abs().max() < 0.02

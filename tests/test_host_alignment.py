@@ -1,16 +1,20 @@
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny_hosts import opened
+from transformers import AutoProcessor, LlavaImageProcessor
 
 from sfvlm import SparseFormerModel
 from sfvlm.alignment import Objective, Target, align, anchor_targets, answer_divergence, for_host
-from sfvlm.bootstrap import BootstrapOptions, bootstrap
+from sfvlm.bootstrap import BootstrapOptions, _Run, bootstrap
 from sfvlm.chat import open_host
+from sfvlm.configuration import CLIP_MEAN
 from sfvlm.decode import Photo
 from sfvlm.host_reader import HostReader
 from sfvlm.host_texts import LONGEST_ANSWER, Conversations, Interview, prompts_for, read_prompts
@@ -326,6 +330,29 @@ def test_the_command_aligns_with_a_host_by_default_objectives(
     assert objective["anchor"] == "nearest"
     assert SparseFormerModel.from_pretrained(out).config.aligned_layers == [-2]  # of the averaged weights too
     assert f"swap_llava_tower.py --host {llava} --tower {out}" in capsys.readouterr().out
+
+
+def test_the_tower_of_a_host_that_pads_learns_from_padded_photos(
+    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = shutil.copytree(llava, tmp_path / "host")
+    own = AutoProcessor.from_pretrained(host)
+    own.image_processor = LlavaImageProcessor(
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_pad=True
+    )
+    own.save_pretrained(host)
+    (tmp_path / "photos").mkdir()
+    for index in range(4):
+        Image.new("RGB", (90, 30), (0, 250 - index, 0)).save(tmp_path / "photos" / f"{index}.png")
+    seen: list[torch.Tensor] = []
+    pixels = _Run._pixels
+    monkeypatch.setattr(_Run, "_pixels", lambda self, batch: seen.append(batch["pixels"]) or pixels(self, batch))
+    run(host, tmp_path / "photos", tmp_path / "out", steps=1, crop_scale=(1.0, 1.0))
+    colour = [int(255 * mean) for mean in CLIP_MEAN]
+    assert len(seen) == 2  # a step, and the evaluation
+    for views in seen:
+        grey = (views == torch.tensor(colour, dtype=torch.uint8)[:, None, None]).all(dim=1).float().mean(dim=(1, 2))
+        assert grey.min() > 0.4 and grey.max() < 0.75  # two thirds of the square but for what resizing blurs
 
 
 def test_what_needs_a_host_says_so(llava: Path, photo_folder: Path, tmp_path: Path) -> None:
