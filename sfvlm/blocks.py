@@ -118,9 +118,8 @@ class ProportionalAttention(nn.Module):
                 continue
             # All blocks of a length at once: on a GPU each small operation costs more than what it computes.
             query = (share * self.query[first:last]).view(last - first, self.num_heads, 1, -1)
-            bias = self.power[first:last, None, :, None, None] * (
-                share * self._others(length)
-            )  # (blocks, 1, heads, N, N)
+            power = self.power[first:last, None, :, None, None]
+            bias = power * (share * self._others(length))  # (blocks, 1, heads, N, N)
             proportions += map(Proportion, query, bias)
         return proportions
 

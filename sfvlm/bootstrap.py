@@ -320,7 +320,7 @@ class _Run:
 
     def _padding(self) -> tuple[float, ...] | None:
         """The colour of a host that pads its photos: bars are part of what its tower sees."""
-        return self.host.facts.mean if self.host is not None and self.host.facts.pads else None
+        return None if self.host is None else self.host.facts.padding
 
     def _note_skips(self, skipped: Sequence[Mapping[str, str]]) -> None:
         """Photos that were passed over: the first process writes them down, the others keep them until they can tell it."""

@@ -37,7 +37,8 @@ Message = dict[str, Any]
 COMPUTED = ("position_ids", "rotary_emb.inv_freq")
 # All of it is said, or the host's own generation settings would come in: those of a chat, which forbid to repeat a word.
 PLAIN = dict(
-    num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, min_length=0, min_new_tokens=None, bad_words_ids=None, suppress_tokens=None
+    num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, min_length=0, min_new_tokens=None, bad_words_ids=None,
+    suppress_tokens=None,
 )  # fmt: skip
 GREEDY = PLAIN | dict(do_sample=False, temperature=None, top_p=None, top_k=None)
 LARGE = 2048  # pixels a side of a large photo: more than all tiles of a LLaVA-NeXT have, and nearly as many as a OneVision's

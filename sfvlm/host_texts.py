@@ -132,7 +132,8 @@ class Interview:
 
     def shown(self, image: Image.Image) -> Image.Image:
         """A photo as the host's processor hands it on, padded or not; tiles are another matter."""
-        return padded(image, self.reader.facts.mean) if self.reader.facts.pads else image
+        padding = self.reader.facts.padding
+        return image if padding is None else padded(image, padding)
 
     def answers(self, photos: SomePhotos, path: Path) -> list[list[Turn]]:
         """What the host says of each whole photo; an interrupted call continues from the file.

@@ -99,6 +99,13 @@ def provenance(*packages: str) -> dict[str, Any]:
     return {"date": date, "versions": {name: importlib.metadata.version(name) for name in packages}}
 
 
+def check_once(what: str, names: Sequence[str]) -> None:
+    """Raises ValueError for what is given several times: results go by these names."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"The {what} {name} is given {names.count(name)} times: once is enough.")
+
+
 def short_names(paths: Sequence[str | Path]) -> list[str]:
     """Last parts of paths, or whole ones where two end alike; of those joined by `::`, of each."""
     short = ["::".join(os.path.basename(os.path.abspath(part)) for part in str(path).split("::")) for path in paths]

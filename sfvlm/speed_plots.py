@@ -38,6 +38,7 @@ STYLE: dict[Any, Any] = {
     "savefig.facecolor": "white",
 }
 WIDTH = 9.2  # inches
+A_ROW = 4  # panels at most
 SUFFIXES = (".png", ".svg", ".pdf")
 LATENCIES = {"first_token_seconds": "time to the first word, ms", "encode_seconds": "encoder latency, ms"}
 
@@ -65,9 +66,9 @@ def _figure_class() -> Any:
 
 @contextmanager
 def _figure(path: Path, panels: int, height: float) -> Iterator[tuple[Any, list[Any]]]:
-    """A figure and its panels, four a row at most, written at the end, whole or not at all; a row's height is in inches."""
+    """A figure and its panels, written at the end, whole or not at all; a row's height is in inches."""
     figure_class = _figure_class()
-    rows = math.ceil(panels / 4)
+    rows = math.ceil(panels / A_ROW)
     columns = math.ceil(panels / rows)
     from matplotlib import rc_context
 
@@ -113,7 +114,7 @@ def plot_quality(files: Sequence[Path], path: Path) -> list[str]:
             "at a time."
         )
     looks = _looks(spots)
-    with _figure(path, len(panels), 4.3 if len(panels) <= 4 else 3.6) as (figure, axes):
+    with _figure(path, len(panels), 4.3 if len(panels) <= A_ROW else 3.6) as (figure, axes):
         for axis, panel in zip(axes, panels, strict=True):
             _draw_quality(axis, [spot for spot in spots if spot.panel == panel], looks, latency)
         _legend(figure, axes)

@@ -47,7 +47,7 @@ class Swapped:
         tower, dense = self.model.model.vision_tower, self.dense
         dense.train(tower.training)
         if not any(hasattr(module, "_hf_hook") for module in dense.modules()):  # else accelerate moves it
-            _follow(dense, tower)
+            _place(dense, tower)
             now = next(self.model.model.multi_modal_projector.parameters()).dtype
             if now != self.dtype and all(parameter.is_floating_point() for parameter in dense.parameters()):
                 dense.to(now)  # else it keeps its bits: whatever it was in, or quantised
@@ -109,37 +109,21 @@ def swap(model: Any, processor: Any, tower: Any, num_tokens: int | None = None) 
     return Swapped(plan, host, dense, dtype, settings)
 
 
-def _follow(dense: nn.Module, tower: nn.Module) -> None:
-    """Moves a tower to where another one computes; where accelerate keeps that one elsewhere, with its hook."""
-    hooks = _execution_devices(tower)
-    dense.to(hooks[0] if hooks else next(tower.parameters()).device)
-    if hooks:
-        from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-
-        add_hook_to_module(dense, AlignDevicesHook(execution_device=hooks[0], io_same_device=True))
-
-
-def _execution_devices(tower: nn.Module) -> list[Any]:
-    """Where accelerate brings a tower's modules to compute; none where it has no say."""
-    hooks = [module._hf_hook for module in tower.modules() if hasattr(module, "_hf_hook")]
-    return [device for hook in hooks if (device := getattr(hook, "execution_device", None)) is not None]
-
-
 def _inside_tower(conversion: Any) -> bool:
     """Whether transformers renames the inside of the dense tower by it; the attribute's name depends on the version."""
     scopes = (getattr(conversion, name, None) for name in ("scope_prefix", "model_prefix"))
     return any("vision_tower" in scope for scope in scopes if scope)
 
 
-def _place(tower: nn.Module, dense: nn.Module, dtype: torch.dtype, *, spread: bool) -> None:
-    """Moves the tower to where the dense one computes; under a device map with a hook that brings the photos there."""
-    hooked = any(hasattr(module, "_hf_hook") for module in dense.modules())
-    offloaded = _execution_devices(dense)
-    device = next((p.device for p in dense.parameters() if p.device.type != "meta"), None)
+def _place(new: nn.Module, old: nn.Module, dtype: torch.dtype | None = None, *, spread: bool = False) -> None:
+    """Moves a tower to where the other one computes; under a device map with a hook that brings the photos there."""
+    hooks = [module._hf_hook for module in old.modules() if hasattr(module, "_hf_hook")]
+    offloaded = [device for hook in hooks if (device := getattr(hook, "execution_device", None)) is not None]
+    device = next((p.device for p in old.parameters() if p.device.type != "meta"), None)
     device = offloaded[0] if offloaded and device is None else device
-    tower.to(device=device, dtype=dtype)
-    if hooked or spread:
+    new.to(device=device, dtype=dtype)
+    if hooks or spread:
         from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 
-        remove_hook_from_module(tower)
-        add_hook_to_module(tower, AlignDevicesHook(execution_device=device))
+        remove_hook_from_module(new)
+        add_hook_to_module(new, AlignDevicesHook(execution_device=device))

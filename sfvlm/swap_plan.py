@@ -38,7 +38,7 @@ class HostFacts:
         image_size: Side of a photo or tile in pixels.
         mean, std: How the processor normalises.
         pinpoints: Sizes in pixels that photos are brought to before they are cut into tiles.
-        pads: Whether its processor pads a photo to a square in the mean colour, as LLaVA-1.5's does.
+        padding: The colour in which its processor pads a photo to a square, as LLaVA-1.5's does; None where it does not.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class HostFacts:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pinpoints: tuple[tuple[int, int], ...]
-    pads: bool
+    padding: tuple[float, ...] | None
 
     @property
     def tiles(self) -> bool:
@@ -102,6 +102,8 @@ def read_host(config: Any, processor: Any) -> HostFacts:
     for name in ("image_mean", "image_std"):
         if len(getattr(photos, name, None) or ()) != 3:
             raise ValueError(f"The host's processor has {name} {getattr(photos, name, None)}; it is three numbers.")
+    mean = tuple(map(float, photos.image_mean))
+    pads = config.model_type == "llava" and getattr(photos, "do_pad", False)  # those with tiles mean these by it
     reads_cls = bool(CLASS_TOKENS[vision.model_type]) and config.vision_feature_select_strategy == "full"
     return HostFacts(
         kind=config.model_type,
@@ -111,10 +113,10 @@ def read_host(config: Any, processor: Any) -> HostFacts:
         reads_cls=reads_cls,
         tokens=(vision.image_size // vision.patch_size) ** 2 + reads_cls,
         image_size=_side_of_photos(photos, vision.image_size),
-        mean=tuple(map(float, photos.image_mean)),
+        mean=mean,
         std=tuple(map(float, photos.image_std)),
         pinpoints=tuple((height, width) for height, width in getattr(config, "image_grid_pinpoints", ())),
-        pads=config.model_type == "llava" and bool(getattr(photos, "do_pad", False)),  # others mean their tiles by it
+        padding=mean if pads else None,
     )
 
 

@@ -63,6 +63,7 @@ def read_timm(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
     block = cast(Any, model.blocks[0])
     pooling = {"token": "cls", "avg": "mean", "map": "attention"}.get(model.global_pool)
     patch, grid = model.patch_embed.patch_size, model.patch_embed.grid_size
+    described = cast(Any, model.pretrained_cfg)
     canonical = _with_projection(rename(model.state_dict(), TIMM, source))
     if pooling is None or patch[0] != patch[1] or grid[0] != grid[1] or model.num_prefix_tokens != (pooling == "cls"):
         raise ValueError(
@@ -84,10 +85,9 @@ def read_timm(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
         mlp=block.mlp.fc1.out_features,
         activation=_activation_name(block.mlp.act),
         eps=block.norm1.eps,
-        mean=cast(Any, model.pretrained_cfg)["mean"],
-        std=cast(Any, model.pretrained_cfg)["std"],
-        squash=pooling == "attention"
-        or cast(Any, model.pretrained_cfg).get("crop_mode") == "squash",  # SigLIP's own does
+        mean=described["mean"],
+        std=described["std"],
+        squash=pooling == "attention" or described.get("crop_mode") == "squash",  # SigLIP's own preprocessor does
         pooling=pooling,
         tensors=canonical,
     )

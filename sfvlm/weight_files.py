@@ -112,9 +112,8 @@ def _open(file: Path) -> tuple[list[str], Callable[[str], Tensor]]:
     except Exception as error:  # each reader raises its own kinds for a damaged file
         kind = "safetensors" if is_safe else "a pickle of tensors alone"
         # Around what is wrong, torch tells how to run the code of a pickle all the same.
-        why = re.split(r" Please use|\s+Check the documentation", str(error).rpartition("WeightsUnpickler error: ")[2])[
-            0
-        ]
+        told = str(error).rpartition("WeightsUnpickler error: ")[2]
+        why = re.split(r" Please use|\s+Check the documentation", told)[0]
         raise ValueError(f"{file} cannot be read as {kind}: {shortened(why) or reason(error)}") from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()

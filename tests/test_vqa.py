@@ -973,18 +973,7 @@ def test_a_tower_that_does_not_fit_is_refused_before_anything_is_asked(
     hosts: list[str], capsys: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("sfvlm.commands.vqa.ask", lambda *_, **__: pytest.fail("a host was asked"))
-    options = [
-        "--benchmark",
-        "scenes",
-        "--photos",
-        "scenes:1:5",
-        "--limit",
-        "1",
-        "--device",
-        "cpu",
-        "--model",
-        hosts[0],
-    ]
+    options = [*"--benchmark scenes --photos scenes:1:5 --limit 1 --device cpu --model".split(), hosts[0]]
     for more, words in (
         (["--tower", "reduce:stride@4", "reduce:average@5"], "gives a square grid of tokens, and 5 is no square"),
         (["--tower", "reduce:stride@4", "reduce:stride@4"], "reduce:stride@4 is given 2 times: once is enough"),

@@ -260,10 +260,8 @@ def test_the_listing_has_every_name_and_fetching_one_gives_a_folder(
 def test_fetching_a_model_with_pickled_weights_alone_brings_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    remote, cache = (
-        ("config.json", "pytorch_model.bin", "tf_model.h5", "open_clip_model.safetensors"),
-        tmp_path / "cache",
-    )
+    remote = ("config.json", "pytorch_model.bin", "tf_model.h5", "open_clip_model.safetensors")
+    cache = tmp_path / "cache"
     cache.mkdir()
 
     def download(source: str, *, allow_patterns: list[str], local_files_only: bool) -> str:

@@ -13,7 +13,7 @@ from ..host_reader import HostReader
 from ..host_texts import Interview, read_prompts
 from ..images import open_photos
 from ..named_towers import put_tower, split_tower
-from ..results import Row, aligned, check_json, short_names, write_results
+from ..results import Row, aligned, check_json, check_once, short_names, write_results
 from ..sides import twin_of
 from ..subsets import spread
 from ..teachers import open_teacher
@@ -97,8 +97,7 @@ def _check(command: FidelityCommand) -> None:
         raise ValueError("There is no tower to measure: give --tower.")
     for tower in command.tower:
         split_tower(tower)
-        if command.tower.count(tower) > 1:
-            raise ValueError(f"The tower {tower} is given {command.tower.count(tower)} times: once is enough.")
+    check_once("tower", command.tower)
 
 
 def _row(command: FidelityCommand, name: str, tokens: int, found: Fidelity, first: Fidelity) -> Row:

@@ -16,7 +16,7 @@ from ..decode import UnreadablePhoto
 from ..devices import usable_device
 from ..images import open_photos
 from ..named_towers import put_tower, split_tower
-from ..results import Row, aligned, check_json, short_names, write_results
+from ..results import Row, aligned, check_json, check_once, short_names, write_results
 from ..sides import twin_of
 from ..vqa import (
     BENCHMARKS,
@@ -149,10 +149,8 @@ def _check(command: VqaCommand) -> Shard | None:
     for flag, value in (("batch-size", command.batch_size), ("max-new-tokens", command.max_new_tokens)):
         if value is not None and value < 1:
             raise ValueError(f"--{flag} is {value}; it must be at least 1.")
-    for given in (command.model, command.tower):
-        for name in given:
-            if given.count(name) > 1:
-                raise ValueError(f"{name} is given {given.count(name)} times: once is enough.")
+    check_once("host", command.model)
+    check_once("tower", command.tower)
     usable_device(command.device)
     shard = None if command.shard is None else Shard.parse(command.shard)
     for source in command.model:
@@ -208,9 +206,7 @@ def _answered(
         for each in command.tower if number == 0 else ():  # what does not fit is refused before anybody is asked
             put_tower(twin_of(host), each)
         path = _answer_path(command, name, questions, shard)
-        longest = command.max_new_tokens
-        if longest is None:
-            longest = BENCHMARKS[command.benchmark].max_new_tokens
+        longest = command.max_new_tokens or BENCHMARKS[command.benchmark].max_new_tokens
         texts = ask(
             host,
             questions,
