@@ -1,9 +1,11 @@
 """Questions, photos and answers of visual question answering: files, joins, resuming, shards, and the command."""
 
 import base64
+import gc
 import io
 import json
 import tarfile
+import weakref
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +18,7 @@ from tiny_hosts import tiny_tower
 from tiny_llava import tiny_llava
 
 from sfvlm.caption_objects import objects_possible, times_shown
+from sfvlm.chat import open_host
 from sfvlm.cli import run
 from sfvlm.commands.vqa import VqaCommand, vqa_command
 from sfvlm.decode import UnreadablePhoto
@@ -953,20 +956,34 @@ def test_the_command_measures_hosts_and_continues(hosts: list[str], tmp_path: Pa
     assert sorted(metrics) == sorted(row["metrics"]["accuracy"] for row in content["results"])
 
 
-def test_a_host_is_measured_with_other_towers_in_its_place(hosts: list[str], tmp_path: Path) -> None:
+def test_a_host_is_opened_once_and_measured_with_other_towers_in_its_place(
+    hosts: list[str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    opened: list[Any] = []
+
+    def open_alone(*arguments: Any, **options: Any) -> Any:
+        gc.collect()
+        assert all(model() is None for model in opened)  # one in memory at a time
+        host = open_host(*arguments, **options)
+        opened.append(weakref.ref(host.model))
+        return host
+
+    monkeypatch.setattr("sfvlm.commands.vqa.open_host", open_alone)
     tower = tmp_path / "sf"
     tiny_tower().save_pretrained(tower)
     out = tmp_path / "results.json"
     options = ["--benchmark", "scenes", "--photos", "scenes:2:5", "--limit", "4", "--device", "cpu", "--out", str(out)]
     towers = [str(tower), f"{tower}@4", "reduce:average@4", "reduce:stride@16"]
-    run(vqa_command, VqaCommand, [*options, "--model", hosts[0], "--tower", *towers])
+    run(vqa_command, VqaCommand, [*options, "--model", *hosts, "--tower", *towers])
     rows = json.loads(out.read_text())["results"]
-    assert [row["metrics"]["tokens"] for row in rows] == [16, 49, 4, 4, 16]
-    assert [row["model"] for row in rows] == ["llava", "sf", "sf@4", "reduce:average@4", "reduce:stride@16"]
-    files = {path.name: path.read_text() for path in (tmp_path / "results" / "answers").iterdir()}
-    assert len(files) == 5
-    texts = [[json.loads(line)["text"] for line in text.splitlines()] for _, text in sorted(files.items())]
-    assert texts[0] == texts[2]  # every token of the dense tower is the dense tower
+    asked = [hosts[0], *(f"{hosts[0]} with {tower}" for tower in towers), hosts[1]]
+    assert [row["pretrained"] for row in rows] == asked and len(opened) == len(hosts)
+    assert [row["metrics"]["tokens"] for row in rows] == [16, 49, 4, 4, 16, 16]
+    files = list((tmp_path / "results" / "answers").iterdir())
+    assert len(files) == len(asked)
+    answers = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    texts = {row["model"]: [each["text"] for each in answers if each["model_id"] == row["model"]] for row in rows}
+    assert texts[hosts[0]] == texts["reduce:stride@16"]  # every token of the dense tower is the dense tower
 
 
 def test_a_tower_that_does_not_fit_is_refused_before_anything_is_asked(

@@ -59,8 +59,8 @@ class VqaCommand:
     """vqav2, okvqa, textvqa, vizwiz, gqa, scienceqa, pope, mme, mmbench; or, made from photos alone, scenes,
     pope-like (boxes), pope-captions, captions, daquar."""
     model: list[str] = field(default_factory=list)
-    """Hosts, transformers LLaVA, LLaVA-NeXT or LLaVA-OneVision: folders, hub ids or names of the zoo. The others are
-    compared with the first."""
+    """Hosts, transformers LLaVA, LLaVA-NeXT or LLaVA-OneVision: folders, hub ids or names of the zoo, one in memory at a
+    time. The others are compared with the first."""
     tower: list[str] = field(default_factory=list)
     """Towers that take the place of the first host's, in memory: SparseFormer folders or names of the zoo, or reduce:METHOD
     for the host's own tower with few tokens; behind @ so many image tokens, as in runs/sf49@36 reduce:average@49."""
@@ -193,20 +193,15 @@ def _questions(command: VqaCommand) -> tuple[list[Question], NamedPhotos | None]
 def _answered(
     command: VqaCommand, questions: Sequence[Question], photos: NamedPhotos | None, shard: Shard | None
 ) -> Iterator[Answered]:
-    """Each model's answers, one model in memory at a time."""
+    """Each model's answers."""
     for path, name in zip(command.answers, answer_names(command.answers, command.benchmark), strict=True):
         yield Answered(name, str(path), read_answers(path, questions), run_of(path))
     if not command.model:
         return
     assert photos is not None
-    for number, (source, tower, name) in enumerate(_hosts(command)):
-        host = open_host(source, dtype=command.dtype, device=command.device, bits=command.bits)
-        if tower is not None:
-            put_tower(host, tower)
-        for each in command.tower if number == 0 else ():  # what does not fit is refused before anybody is asked
-            put_tower(twin_of(host), each)
+    longest = command.max_new_tokens or BENCHMARKS[command.benchmark].max_new_tokens
+    for name, pretrained, host in _hosts(command):
         path = _answer_path(command, name, questions, shard)
-        longest = command.max_new_tokens or BENCHMARKS[command.benchmark].max_new_tokens
         texts = ask(
             host,
             questions,
@@ -216,19 +211,28 @@ def _answered(
             path=path,
             model_id=name,
         )
-        pretrained = source if tower is None else f"{source} with {tower}"
         run = None if path is None else run_by(host, name, longest)
         yield Answered(name, pretrained, texts, run, _facts(host, questions, photos))
+        del host  # or it would be in memory while the next one is opened
+
+
+def _hosts(command: VqaCommand) -> Iterator[tuple[str, str, Host]]:
+    """Each model that is asked, with its name and its source: the first host, the towers in its place, the other hosts."""
+    names = short_names([*command.model, *command.tower])
+    hosts, towers = names[: len(command.model)], names[len(command.model) :]
+    for number, (name, source) in enumerate(zip(hosts, command.model, strict=True)):
+        host = open_host(source, dtype=command.dtype, device=command.device, bits=command.bits)
+        in_its_place = list(zip(towers, command.tower, strict=True)) if number == 0 else []
+        for _, tower in in_its_place:  # what does not fit is refused before anybody is asked
+            put_tower(twin_of(host), tower)
+        yield name, source, host
+        for its_name, tower in in_its_place:
+            twin = twin_of(host)
+            put_tower(twin, tower)
+            yield its_name, f"{source} with {tower}", twin
+            del twin
         del host
         torch.cuda.empty_cache()
-
-
-def _hosts(command: VqaCommand) -> Iterator[tuple[str, str | None, str]]:
-    """Host, tower and name of each model that is asked."""
-    names = short_names([*command.model, *command.tower])
-    sources = [*((source, None) for source in command.model), *((command.model[0], tower) for tower in command.tower)]
-    for (source, tower), name in zip(sources, names, strict=True):
-        yield source, tower, name
 
 
 def _answer_path(command: VqaCommand, name: str, questions: Sequence[Question], shard: Shard | None) -> Path | None:
