@@ -140,7 +140,7 @@ class _Run:
             log_with=None if options.report_to == "none" else options.report_to,
             project_dir=out,
             kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False),
+                DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=self._sees_all_patches()),
                 InitProcessGroupKwargs(timeout=timedelta(days=7)),  # the others wait while the first one asks a host
             ],
         )
@@ -180,6 +180,16 @@ class _Run:
         if self.report.earlier is None:
             rows = tuple(row._replace(trained=row.trained and row.student not in frozen) for row in self.report.rows)
             self.report = replace(self.report, rows=rows)
+
+    def _sees_all_patches(self) -> bool:
+        """Whether all blocks do at some budget: proportional attention then has nothing to add, and gets no gradient."""
+        config = self.config
+        if config.focusing != "chosen" or not config.proportional_attention:
+            return False
+        keeps_context = config.context_blocks == config.num_hidden_layers
+        budgets = self.options.budgets or (config.budget,)
+        seen = max(budget + keeps_context * config.context_size(budget) for budget in budgets)
+        return seen == config.teacher_grid**2
 
     def _open_host(self, host: Host | None) -> tuple[HostReader | None, dict[str, Conversations]]:
         """The host as a reader, and what it says of the photos: by "train" and "held_back"."""
