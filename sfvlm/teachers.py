@@ -103,3 +103,30 @@ def open_teacher(source: str | Path, *, local_files_only: bool = False) -> Teach
     check_keys(tensors, model.state_dict(), f"teacher {name}")
     model.load_state_dict(tensors)
     return Teacher(model.eval().requires_grad_(False), name, tensor_hash(model.state_dict()))
+
+
+def check_tower(teacher: Teacher, tower: Teacher) -> None:
+    """Whether a teacher is a host's own tower, whatever head either has: a host's projector can read no other tokens.
+
+    Args:
+        teacher: As it was asked for.
+        tower: The host's, opened as a teacher.
+
+    Raises:
+        ValueError: They differ; the first difference is named.
+    """
+    names = ("num_hidden_layers", "num_attention_heads", "hidden_act", "image_mean", "image_std")
+    differ = [name for name in names if getattr(teacher.config, name) != getattr(tower.config, name)]
+    ours = teacher.model.state_dict()
+    for name, theirs in tower.model.state_dict().items():
+        if name.startswith("head."):
+            continue
+        given = ours.get(name)
+        # With room for 16 bits.
+        if given is None or given.shape != theirs.shape or not torch.allclose(given, theirs, rtol=4e-3, atol=1e-5):
+            differ.append(name)
+    if differ:
+        raise ValueError(
+            f"The teacher {teacher.source} is not the tower of the host {tower.source}: its {differ[0]} is another. Leave "
+            "--teacher out, or name that tower."
+        )

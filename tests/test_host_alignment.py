@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 from tiny_hosts import opened
-from transformers import AutoProcessor, LlavaImageProcessor
+from transformers import AutoProcessor, CLIPVisionConfig, CLIPVisionModel, LlavaImageProcessor
 
 from sfvlm import SparseFormerModel
 from sfvlm.alignment import Objective, Target, align, anchor_targets, answer_divergence, for_host
 from sfvlm.bootstrap import BootstrapOptions, _Run, bootstrap
 from sfvlm.chat import open_host
+from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
 from sfvlm.configuration import CLIP_MEAN
 from sfvlm.decode import Photo
 from sfvlm.host_reader import HostReader
@@ -23,7 +24,7 @@ from sfvlm.inherit import inherit, student_config
 from sfvlm.scenes import render_scene
 from sfvlm.swap import swap
 from sfvlm.targets import TeacherTargets
-from sfvlm.teachers import open_teacher
+from sfvlm.teachers import check_tower, open_teacher
 from sfvlm.views import Selection, ViewDataset, collate_views, normalize
 
 TURNS = [("Is there a dog in the photo?", "yes"), ("What color is the biggest object?", "a red circle")]
@@ -317,8 +318,6 @@ def test_a_host_is_kept_and_its_words_come_nearer(llava: Path, photo_folder: Pat
 def test_the_command_aligns_with_a_host_by_default_objectives(
     llava: Path, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
-
     out = tmp_path / "tower"
     training = BootstrapOptions(**(QUICK | dict(steps=2, ema_decay=0.9, objective=Objective(anchor="nearest"))))
     command = BootstrapCommand(host=str(llava), photos=[str(photo_folder)], out=out, num_tokens=4, training=training)
@@ -330,6 +329,25 @@ def test_the_command_aligns_with_a_host_by_default_objectives(
     assert objective["anchor"] == "nearest"
     assert SparseFormerModel.from_pretrained(out).config.aligned_layers == [-2]  # of the averaged weights too
     assert f"swap_llava_tower.py --host {llava} --tower {out}" in capsys.readouterr().out
+
+
+def test_a_teacher_that_is_not_the_hosts_own_tower_is_refused(
+    llava: Path, clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    own, finetuned = tmp_path / "own", tmp_path / "finetuned"
+    tower = CLIPVisionModel(CLIPVisionConfig(**opened(llava)[0].config.vision_config.to_dict()))
+    tower.load_state_dict(opened(llava)[0].model.vision_tower.state_dict())
+    tower.half().save_pretrained(own)
+    with torch.no_grad():
+        next(each for name, each in tower.named_parameters() if "layers.1.mlp.fc2.weight" in name).mul_(1.02)
+    tower.save_pretrained(finetuned)
+    check_tower(open_teacher(own), open_teacher(llava))
+    for teacher, name in ((finetuned, r"blocks\.1\.mlp\.fc2\.weight"), (clip_folder, "num_hidden_layers")):
+        command = BootstrapCommand(
+            teacher=str(teacher), host=str(llava), photos=[str(photo_folder)], out=tmp_path / "out", num_tokens=4
+        )
+        with pytest.raises(ValueError, match=rf"{teacher} is not the tower of the host {llava}: its {name} is another"):
+            bootstrap_command(command)
 
 
 def test_the_tower_of_a_host_that_pads_learns_from_padded_photos(
