@@ -41,7 +41,8 @@ def export_student(model: SparseFormerModel, out: Path, report: InheritanceRepor
         image_processor(model.config).save_pretrained(folder)
         report.save(folder)
         (folder / "bootstrap.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(model.config, report, described), encoding="utf-8")
+        card = model_card(model.config, report, described)
+        (folder / "README.md").write_text(card, encoding="utf-8", errors="replace")  # names of files may be no UTF-8
 
 
 def model_card(config: SparseFormerConfig, report: InheritanceReport, facts: dict[str, Any]) -> str:
