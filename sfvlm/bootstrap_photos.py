@@ -8,7 +8,7 @@ import torch
 
 from .bootstrap_options import BootstrapOptions
 from .decode import UnreadablePhoto
-from .images import Photos, named, names_hash, readable
+from .images import Photos, named, names_hash
 from .subsets import spread
 from .views import Selection
 from .vqa_photos import COMPARED, photo_fingerprint
@@ -60,11 +60,18 @@ def split_photos(photos: Photos, options: BootstrapOptions) -> RunPhotos:
 
 
 def _check_readable(photos: Selection, purpose: str) -> None:
-    """Reads photos until one can be read; ValueError if none can."""
-    if next(readable(photos), None) is None:
-        raise ValueError(
-            f"Of the {len(photos)} photos {purpose} none can be read, {photos.key(0)} among them: repair or remove them."
-        )
+    """Reads photos until one can be read; ValueError if none can, with the reason of the first."""
+    errors: list[UnreadablePhoto] = []
+    for index in range(len(photos)):
+        try:
+            _ = photos[index]
+            return
+        except UnreadablePhoto as error:
+            errors.append(error)
+    raise ValueError(
+        f"Of the {len(photos)} photos {purpose} none can be read, {errors[0].key} among them ({errors[0].reason}): repair or "
+        "remove them."
+    )
 
 
 def _samples(photos: Selection) -> str:

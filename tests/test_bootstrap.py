@@ -564,7 +564,9 @@ def test_photos_of_which_none_can_be_read_are_refused_before_a_step(
         run(clip_folder, folder, tmp_path / "out")
     for photo in folder.iterdir():
         photo.write_bytes(b"no photo")
-    with pytest.raises(ValueError, match="Of the 22 photos to train on none can be read"):
+    with pytest.raises(
+        ValueError, match=r"Of the 22 photos to train on none can be read, .*\.png among them \(not a JPEG, "
+    ):
         run(clip_folder, folder, tmp_path / "out", workers=1)
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
