@@ -44,8 +44,8 @@ class SparseFormerOutput(ModelOutput):
     """What the encoder returns.
 
     Attributes:
-        pooler_output: (B, projection_dim or D) the photo as one vector, in the teacher's image-text space.
         last_hidden_state: (B, 1 + N, D) tokens after the last block, before the final norm; the class token first.
+        pooler_output: (B, projection_dim or D) the photo as one vector, in the teacher's image-text space.
         hidden_states: L + 1 of (B, 1 + N, D): the cortex's input, then the output of each of its L blocks.
         token_rois: (B, N, 4) boxes, as they started and after every refinement; float32 fractions of the image.
         sampling_points: (B, N, P, 2) where each look read the photo, in the same fractions.
@@ -56,8 +56,9 @@ class SparseFormerOutput(ModelOutput):
         context_rois: (B, M, 4) boxes of the patches that were looked at beside them. Only where patches are chosen.
     """
 
-    pooler_output: Tensor | None = None
+    # In transformers' order: its pipelines take the first one for the tokens.
     last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     token_rois: tuple[Tensor, ...] | None = None
     sampling_points: tuple[Tensor, ...] | None = None
@@ -119,7 +120,7 @@ class SparseFormerModel(PreTrainedModel):
             pixel_values: (B, 3, H, W) normalised as the preprocessor does; any size from 16 pixels, any aspect ratio.
             num_tokens: The budget for this call, the configuration's `budget` by default.
             output_hidden_states: Also return the tokens after every block.
-            return_dict: False for a plain tuple.
+            return_dict: False for a plain tuple; the configuration's by default.
             focus: (B, 4) or (1, 4), a rectangle of each photo in fractions of it, which the boxes start in and stay
                 near: what lies in it is seen as a photo of its own. Give more pixels than usual to see more.
             focus_share: Share of the tokens that go there; the others see the whole photo.
@@ -154,8 +155,8 @@ class SparseFormerModel(PreTrainedModel):
         pooled, logits = self.head(hidden)
 
         output = SparseFormerOutput(
-            pooler_output=pooled,
             last_hidden_state=hidden,
+            pooler_output=pooled,
             hidden_states=tuple(hidden_states) if self._wants_hidden_states(output_hidden_states) else None,
             token_rois=focused.token_rois,
             sampling_points=focused.sampling_points,
@@ -164,7 +165,8 @@ class SparseFormerModel(PreTrainedModel):
             cells=focused.cells,
             context_rois=focused.context_rois,
         )
-        return output.to_tuple() if return_dict is False else output
+        as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
+        return output.to_tuple() if as_tuple else output
 
     @contextmanager
     def focused_on(self, focus: Tensor, share: float = 1.0) -> Iterator[None]:

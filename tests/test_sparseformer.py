@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny import randomize, tiny_config, tiny_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModel, initialization
+from transformers import AutoConfig, AutoModel, initialization, pipeline
 
 import sfvlm
 from sfvlm import SparseFormerConfig, SparseFormerModel, preset, roi, sparseformer
 from sfvlm.configuration import PRESETS
+from sfvlm.export import image_processor
 from sfvlm.focusing import FreshFocusing
 from sfvlm.inherit import resample_kernel
 
@@ -186,7 +188,24 @@ def test_hidden_states_are_returned_for_a_layer_number_too() -> None:
     assert model(pixels).hidden_states is None
     for asked in (True, -2, 0):
         assert len(model(pixels, output_hidden_states=asked).hidden_states) == 4
-    assert isinstance(model(pixels, return_dict=False), tuple)
+
+
+def test_a_plain_tuple_begins_with_tokens_and_vector_as_of_any_vision_model() -> None:
+    model, pixels = tiny_model(), torch.randn(1, 3, 32, 32)
+    output, found = model(pixels), model(pixels, return_dict=False)
+    assert isinstance(found, tuple)
+    assert torch.equal(found[0], output.last_hidden_state) and torch.equal(found[1], output.pooler_output)
+    model.config.return_dict = False
+    assert isinstance(model(pixels), tuple) and not isinstance(model(pixels, return_dict=True), tuple)
+
+
+def test_a_pipeline_gives_tokens_and_asked_to_pool_the_vector(tmp_path: Path) -> None:
+    model, photo = tiny_model(), Image.new("RGB", (40, 32), "red")
+    model.save_pretrained(tmp_path)
+    image_processor(model.config).save_pretrained(tmp_path)
+    extract = pipeline("image-feature-extraction", model=str(tmp_path))
+    assert torch.tensor(extract(photo)).shape == (1, 5, 64)
+    assert torch.tensor(extract(photo, pool=True)).shape == (1, 24)
 
 
 @pytest.mark.parametrize("pooling", ["attention", "mean"])
