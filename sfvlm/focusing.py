@@ -169,8 +169,8 @@ class FreshFocusing(nn.Module):
 
     def forward(self, pixels: Tensor, num_tokens: int, frames: roi.Frames | None = None) -> Focused:
         feature_map = self.early_conv(pixels)  # (B, C, H/4, W/4)
-        token_roi = self.token_roi(len(pixels), num_tokens, frames)  # (B, N, 4)
-        tokens = self.token.expand(len(pixels), num_tokens, -1)  # (B, N, F)
+        token_roi = self.token_roi(pixels.shape[0], num_tokens, frames)  # (B, N, 4)
+        tokens = self.token.expand(pixels.shape[0], num_tokens, -1)  # (B, N, F)
         rois, looks = [roi.on_photo(token_roi, frames)], []
         for stage in self.stage_embedding:
             tokens, points = self.sample_and_mix(feature_map, tokens + stage, rois[-1])
@@ -199,7 +199,7 @@ class Glimpses(nn.Module):
         on_photo = roi.on_photo(token_roi, frames)
         glimpses = roi.sample_glimpses(pixels, on_photo, self.config.glimpse_size)  # (B, N, 3, side, side)
         tokens = F.linear(glimpses.flatten(2), self.kernel.flatten(1), self.bias)
-        table = self.positions.expand(len(pixels), -1, -1, -1)
+        table = self.positions.expand(pixels.shape[0], -1, -1, -1)
         return tokens + roi.sample(table, roi.centers(token_roi)[:, :, None])[:, :, 0]
 
     def _seen(self, tokens: Tensor, rois: tuple[Tensor, ...]) -> Focused:
@@ -235,12 +235,12 @@ class InheritedFocusing(Glimpses):
         first_blocks: FirstBlocks,
         frames: roi.Frames | None = None,
     ) -> Focused:
-        token_roi = self.token_roi(len(pixels), num_tokens, frames)  # (B, N, 4)
+        token_roi = self.token_roi(pixels.shape[0], num_tokens, frames)  # (B, N, 4)
         if self.refiner is None or self.memory is None or self.memory_norm is None:
             rois, tokens = (roi.on_photo(token_roi, frames),), self.look(pixels, token_roi, frames)
             return self._seen(tokens, rois)
         tiles = roi.tile_layout(math.isqrt(num_tokens), pixels.device)
-        tiles = roi.framed_layout(tiles, num_tokens, frames).expand(len(pixels), -1, -1)
+        tiles = roi.framed_layout(tiles, num_tokens, frames).expand(pixels.shape[0], -1, -1)
         seen = first_blocks(self.look(pixels, tiles, frames))  # (B, N, D)
         token_roi = self.refiner(seen, token_roi)
         tokens = self.look(pixels, token_roi, frames) + self.memory(self.memory_norm(seen))
@@ -295,7 +295,7 @@ class ChosenFocusing(Glimpses):
         )
 
     def _focus(self, pixels: Tensor, num_tokens: int, first_blocks: FirstBlocks, frames: roi.Frames | None) -> Focused:
-        batch, side = len(pixels), self.tiles_a_side
+        batch, side = pixels.shape[0], self.tiles_a_side
         tiles = roi.tile_layout(side, pixels.device).expand(batch, -1, -1)
         seen = first_blocks(self.look(pixels, tiles, frames))  # (B, side * side, D)
         saliency = self._guess(seen)  # (B, grid * grid)

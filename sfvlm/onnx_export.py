@@ -178,8 +178,7 @@ def _from_end(layer: int, depth: int) -> int:
 def _trace(graph: _Graph, photos: Tensor, opset: int) -> Any:
     """Pixels and weights to an ONNX program; the number of photos stays free."""
     shapes = {"pixel_values": {0: torch.export.Dim("batch")}}
-    # Only the strict way keeps len(pixels), a plain number to Python, free.
-    program = torch.export.export(graph, (photos,), dynamic_shapes=shapes, strict=True)
+    program = torch.export.export(graph, (photos,), dynamic_shapes=shapes)
     _settle_bounds(program.graph)
     onnx_program = torch.onnx.export(
         program,

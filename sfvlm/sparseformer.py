@@ -135,7 +135,7 @@ class SparseFormerModel(PreTrainedModel):
         count = _constant(count)
         pixels = pixel_values.to(self.dtype)
         focus, share = self._focus if focus is None else (focus, focus_share)
-        frames = None if focus is None else roi.focus_frames(focus.to(pixels.device), len(pixels), count, share)
+        frames = None if focus is None else roi.focus_frames(focus.to(pixels.device), pixels.shape[0], count, share)
 
         if isinstance(self.focusing, FreshFocusing):
             focused = self.focusing(pixels, count, frames)
@@ -202,7 +202,7 @@ class SparseFormerModel(PreTrainedModel):
     def _enter(self, tokens: Tensor) -> Tensor:
         """Puts the class token in front and applies CLIP's first norm: (B, N, D) -> (B, 1 + N, D)."""
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(len(tokens), 1, -1), tokens], dim=1)
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
         return self.pre_norm(tokens)
 
     def _first_blocks(self, tokens: Tensor) -> Tensor:

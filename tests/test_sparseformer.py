@@ -169,6 +169,15 @@ def test_a_model_is_built_on_a_gpu_and_copies_nothing_to_it(focusing: str, monke
 
 
 @pytest.mark.parametrize("focusing", KINDS)
+def test_an_exported_program_takes_any_number_of_photos(focusing: str) -> None:
+    model, shapes = tiny_model(focusing), {"pixel_values": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(model, (torch.randn(2, 3, 32, 32),), dynamic_shapes=shapes).module()
+    for count in (1, 5):
+        pixels = torch.randn(count, 3, 32, 32)
+        torch.testing.assert_close(program(pixels).pooler_output, model(pixels).pooler_output)
+
+
+@pytest.mark.parametrize("focusing", KINDS)
 def test_gradient_checkpointing_changes_no_gradient(focusing: str) -> None:
     pixels = torch.randn(2, 3, 32, 32)
     gradients = []
