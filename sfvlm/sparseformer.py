@@ -214,7 +214,10 @@ class SparseFormerModel(PreTrainedModel):
 
     def _run(self, block: nn.Module, hidden: Tensor, proportion: Proportion | None = None) -> Tensor:
         if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(block.__call__, hidden, proportion)
+            # Reentrant checkpointing follows the gradient of tensors that it is given, and of none inside a tuple.
+            return self._gradient_checkpointing_func(
+                lambda hidden, *parts: block(hidden, Proportion(*parts) if parts else None), hidden, *(proportion or ())
+            )
         return block(hidden, proportion)
 
     def _wants_hidden_states(self, asked: bool | int | None) -> bool:

@@ -145,12 +145,13 @@ def test_it_learns_at_a_rate_of_its_own_and_without_decay():
     assert model.proportional.query.grad.any() and model.proportional.power.grad.any()
 
 
-def test_checkpointed_gradients_are_the_same():
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_gradients_are_the_same(reentrant: bool):
     model = tiny_model("chosen").train()
     torch.nn.init.normal_(model.proportional.query)
     model(PIXELS).pooler_output.square().sum().backward()
     plain = model.proportional.query.grad.clone()
     model.zero_grad()
-    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model(PIXELS).pooler_output.square().sum().backward()
     torch.testing.assert_close(model.proportional.query.grad, plain)
