@@ -113,7 +113,8 @@ def open_text_encoder(source: str, device: str | torch.device = "cpu") -> TextEn
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"The tokenizer of {source!r} cannot be opened: {reason(error)}") from error
-    model: Any = AutoModel.from_pretrained(source).eval().requires_grad_(False).to(device)
+    # A checkpoint in half precision too: so is the teacher beside it.
+    model: Any = AutoModel.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False).to(device)
     siglip = config.model_type == "siglip"  # trained with its texts filled up to the full length, and no mask
 
     def tokenize(texts: list[str]) -> Any:

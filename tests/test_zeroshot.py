@@ -10,6 +10,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -247,6 +248,19 @@ def test_a_transformers_text_tower_gives_unit_features_whatever_the_batch(clip_s
     one = F.normalize(alone if isinstance(alone, torch.Tensor) else alone.pooler_output, dim=-1)
     torch.testing.assert_close(encoder(["a red"]), one, rtol=1e-4, atol=1e-5)
     assert encoder.scale == pytest.approx(clip_model.logit_scale.exp().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_text_tower_that_is_stored_in_half_precision_computes_in_float32(clip_source, dtype, tmp_path):
+    shutil.copytree(clip_source, tmp_path, dirs_exist_ok=True)
+    model = CLIPModel.from_pretrained(clip_source, dtype=dtype)
+    model.save_pretrained(tmp_path)
+    encoder = open_text_encoder(str(tmp_path))
+    assert encoder is not None
+    with torch.no_grad():
+        features: Any = model.float().get_text_features(**encoder.tokenize(["a red square"]))
+    torch.testing.assert_close(encoder(["a red square"]), F.normalize(features.pooler_output, dim=-1))
+    assert encoder.scale == pytest.approx(model.logit_scale.exp().item())
 
 
 def test_siglip_texts_are_padded_to_the_full_length_without_a_mask(tmp_path):
