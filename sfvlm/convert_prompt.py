@@ -79,10 +79,13 @@ def open_tokenizer(folder: Path, original: Original) -> Any:
     if needs_packages and not (is_sentencepiece_available() and is_protobuf_available()):
         raise ValueError(f"The tokenizer in {folder} is a tokenizer.model: pip install 'sfvlm[convert]'.")
     path = folder / "tokenizer_config.json"
+    described = read_json(path) if path.is_file() else {}
     # The class is what the checkpoint says; of transformers' choice by model type, some models' vocabularies would grow.
-    named = path.is_file() and "tokenizer_class" in read_json(path)
+    options: dict[str, Any] = {"config": PreTrainedConfig() if "tokenizer_class" in described else original.text}
+    if needs_packages and "add_bos_token" not in described:
+        options["add_bos_token"] = True  # LLaMA's default in the package's transformers 4, and not in 5
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig() if named else original.text)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:  # missing files and packages, damaged files: many kinds
         raise ValueError(f"The tokenizer in {folder} cannot be opened: {reason(error)}") from error
     if not len(tokenizer) or tokenizer.eos_token is None:

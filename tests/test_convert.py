@@ -38,7 +38,8 @@ from sfvlm.chat import assistant_message, open_host, user_message
 from sfvlm.cli import run
 from sfvlm.commands.convert import ConvertCommand, convert_command
 from sfvlm.convert import convert_original
-from sfvlm.convert_prompt import SYSTEM
+from sfvlm.convert_config import read_original
+from sfvlm.convert_prompt import SYSTEM, open_tokenizer
 from sfvlm.swap_folders import swap_folder, undo_folder
 from sfvlm.weight_files import open_weights
 
@@ -531,6 +532,27 @@ def test_a_sentencepiece_tokenizer_says_what_to_install(
     with pytest.raises(ValueError, match=r"is a tokenizer\.model: pip install 'sfvlm\[convert\]'"):
         convert_original(tmp_path / "llava", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("described", "begins"), [({}, True), ({"add_bos_token": False}, False)])
+def test_a_sentencepiece_tokenizer_puts_its_start_token_in_front_unless_told_not_to(
+    described: dict[str, bool], begins: bool, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(good, tmp_path / "llava")
+    files("tokenizer.json", tokenizer__model=b"", tokenizer_config__json=json.dumps(described).encode())(
+        tmp_path / "llava"
+    )
+    for package in ("sentencepiece", "protobuf"):
+        monkeypatch.setattr(f"sfvlm.convert_prompt.is_{package}_available", lambda: True)
+    asked: list[dict[str, Any]] = []
+
+    def opened(_: Path, **options: Any) -> Any:
+        asked.append(options)
+        return PreTrainedTokenizerFast.from_pretrained(good)
+
+    monkeypatch.setattr("sfvlm.convert_prompt.AutoTokenizer.from_pretrained", opened)
+    open_tokenizer(tmp_path / "llava", read_original(tmp_path / "llava"))
+    assert asked[0].get("add_bos_token", False) == begins
 
 
 def test_folders_are_refused_by_name_or_by_their_tower(good: Path, tower: Path, tmp_path: Path) -> None:
