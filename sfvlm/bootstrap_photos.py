@@ -61,15 +61,16 @@ def split_photos(photos: Photos, options: BootstrapOptions) -> RunPhotos:
 
 def _check_readable(photos: Selection, purpose: str) -> None:
     """Reads photos until one can be read; ValueError if none can, with the reason of the first."""
-    errors: list[UnreadablePhoto] = []
+    first: UnreadablePhoto | None = None
     for index in range(len(photos)):
         try:
             _ = photos[index]
             return
         except UnreadablePhoto as error:
-            errors.append(error)
+            first = first or error
+    assert first is not None
     raise ValueError(
-        f"Of the {len(photos)} photos {purpose} none can be read, {errors[0].key} among them ({errors[0].reason}): repair or "
+        f"Of the {len(photos)} photos {purpose} none can be read, {first.key} among them ({first.reason}): repair or "
         "remove them."
     )
 

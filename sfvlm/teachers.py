@@ -105,7 +105,7 @@ def open_teacher(source: str | Path, *, local_files_only: bool = False) -> Teach
     return Teacher(model.eval().requires_grad_(False), name, tensor_hash(model.state_dict()))
 
 
-def check_tower(teacher: Teacher, tower: Teacher) -> None:
+def check_own_tower(teacher: Teacher, tower: Teacher) -> None:
     """Whether a teacher is a host's own tower, whatever head either has: a host's projector can read no other tokens.
 
     Args:

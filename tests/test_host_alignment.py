@@ -24,7 +24,7 @@ from sfvlm.inherit import inherit, student_config
 from sfvlm.scenes import render_scene
 from sfvlm.swap import swap
 from sfvlm.targets import TeacherTargets
-from sfvlm.teachers import check_tower, open_teacher
+from sfvlm.teachers import check_own_tower, open_teacher
 from sfvlm.views import Selection, ViewDataset, collate_views, normalize
 
 TURNS = [("Is there a dog in the photo?", "yes"), ("What color is the biggest object?", "a red circle")]
@@ -341,7 +341,7 @@ def test_a_teacher_that_is_not_the_hosts_own_tower_is_refused(
     with torch.no_grad():
         next(each for name, each in tower.named_parameters() if "layers.1.mlp.fc2.weight" in name).mul_(1.02)
     tower.save_pretrained(finetuned)
-    check_tower(open_teacher(own), open_teacher(llava))
+    check_own_tower(open_teacher(own), open_teacher(llava))
     for teacher, name in ((finetuned, r"blocks\.1\.mlp\.fc2\.weight"), (clip_folder, "num_hidden_layers")):
         command = BootstrapCommand(
             teacher=str(teacher), host=str(llava), photos=[str(photo_folder)], out=tmp_path / "out", num_tokens=4

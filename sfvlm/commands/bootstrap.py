@@ -18,7 +18,7 @@ from ..export import open_student
 from ..images import open_photos
 from ..inherit import check_descent, inherit, student_config, take_over
 from ..swap_plan import read_host
-from ..teachers import Teacher, check_tower, open_teacher
+from ..teachers import Teacher, check_own_tower, open_teacher
 from ..zoo import resolve
 
 
@@ -80,7 +80,7 @@ def bootstrap_command(command: BootstrapCommand) -> None:
     """Opens the teacher and the photos, builds the student, trains it, and says where it is."""
     teacher = open_teacher(command.teacher or command.host or "clip-tiny")
     if command.teacher is not None and command.host is not None:
-        check_tower(teacher, open_teacher(command.host))
+        check_own_tower(teacher, open_teacher(command.host))
     photos = open_photos(command.photos)
     earlier = None if command.start_from is None else open_student(resolve(command.start_from)).float()
     if earlier is None:
