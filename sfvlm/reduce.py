@@ -181,7 +181,8 @@ class ReducedTower(PreTrainedModel):
         # Layer 0 or -1 must not read as "no".
         wanted = config.output_hidden_states if asked is None else asked is not False
         output = BaseModelOutputWithPooling(last_hidden_state=states[-1], hidden_states=states if wanted else None)  # type: ignore[arg-type]
-        return output.to_tuple() if return_dict is False else output
+        as_tuple = not (config.return_dict if return_dict is None else return_dict)
+        return output.to_tuple() if as_tuple else output
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
