@@ -62,7 +62,8 @@ class HuggingFacePhotos:
         label = rows.features.get("label")
         self.class_names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None
         # The bytes are wanted as they are: datasets would decode with other rules than ours.
-        self.rows = rows.remove_columns(images[1:]).cast_column(self.column, datasets.Image(decode=False))
+        rows = rows.remove_columns(images[1:]).cast_column(self.column, datasets.Image(decode=False))
+        self.rows = rows.with_format(None)  # it may have been saved to give tensors, which no label or caption is
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -432,6 +432,15 @@ def test_a_clip_benchmark_folder_opens_by_root_or_split(tmp_path):
         open_photos(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_a_hugging_face_dataset_that_was_saved_to_give_tensors_keeps_its_labels(kind, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    table = datasets.Dataset.from_dict({"image": [noise()], "label": [3]}, features=features)
+    table.with_format(kind).save_to_disk(tmp_path / "set")
+    assert open_photos(tmp_path / "set")[0].label == 3
+
+
 def test_a_hugging_face_dataset_opens_from_disk(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
