@@ -24,9 +24,9 @@ FREE = (
     "leave_out",
 )
 
-LEAST = dict.fromkeys(("batch_size", "log_every", "save_every", "keep_checkpoints", "host_turns"), 1) | dict.fromkeys(
-    ("steps", "eval_every", "held_back", "most_photos", "cached_views", "workers"), 0
-)
+LEAST = dict.fromkeys(
+    ("batch_size", "log_every", "save_every", "keep_checkpoints", "host_turns", "lora_rank"), 1
+) | dict.fromkeys(("steps", "eval_every", "held_back", "most_photos", "cached_views", "workers", "clip_grad_norm"), 0)
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ class BootstrapOptions:
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup is {self.warmup}; it is a share of the steps, from 0 to 1.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; it is from 0, for no average, to less than 1.")
         least, most = self.crop_scale
