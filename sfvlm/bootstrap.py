@@ -150,6 +150,7 @@ class _Run:
         world = self.accelerator.num_processes
         if options.batch_size % world:
             raise ValueError(f"batch_size {options.batch_size} is not a multiple of the {world} processes.")
+        self.at_once = options.batch_size // world  # photos that a device has memory for
         self.photos = split_photos(photos, options)
         self.skips = SkipLog(out / "skipped.jsonl") if self.is_main else None
         self.untold: list[Mapping[str, str]] = []  # photos passed over here, which the first process does not know yet
@@ -202,8 +203,9 @@ class _Run:
         self.config.aligned_layers = list(reader.facts.layers)
         given = read_prompts(options.host_prompts) if options.host_prompts else ()
         interview = Interview(
-            reader, host.processor, host.fingerprint, self.teacher.model, options.host_turns, options.seed, given
-        )
+            reader, host.processor, host.fingerprint, self.teacher.model, options.host_turns, options.seed, given,
+            at_once=min(16, self.at_once),
+        )  # fmt: skip
         asked = {}
         for name, photos in (("train", self.photos.training), ("held_back", self.photos.held_back)):
             with self.accelerator.main_process_first():
@@ -304,7 +306,7 @@ class _Run:
         return random.Random(f"{self.options.seed} {self.step}").choice(budgets) if budgets else None
 
     def _batches(self) -> Iterator[ViewBatch]:
-        options, world = self.options, self.accelerator.num_processes
+        options = self.options
         views = ViewDataset(
             self.photos.training,
             self.config.image_size,
@@ -314,8 +316,8 @@ class _Run:
             scale=options.crop_scale,
             pad=self._padding(),
         )
-        rank = self.accelerator.process_index
-        sampler = EpochSampler(len(views), options.batch_size // world, options.seed, rank, world, start_step=self.step)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        sampler = EpochSampler(len(views), self.at_once, options.seed, rank, world, start_step=self.step)
         loader = DataLoader(
             views,
             batch_sampler=sampler,
@@ -368,7 +370,7 @@ class _Run:
         indices = shard_indices(len(views), self.accelerator.process_index, self.accelerator.num_processes)
         for number, index in enumerate(indices):
             batch.append(views[0, index])
-            if len(batch) < 32 and number + 1 < len(indices):
+            if len(batch) < min(32, self.at_once) and number + 1 < len(indices):
                 continue
             collated = collate_views(batch)
             batch = []

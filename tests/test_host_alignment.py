@@ -373,6 +373,18 @@ def test_the_tower_of_a_host_that_pads_learns_from_padded_photos(
         assert grey.min() > 0.4 and grey.max() < 0.75  # two thirds of the square but for what resizing blurs
 
 
+def test_a_host_and_an_evaluation_are_given_no_more_photos_at_once_than_a_step(
+    llava: Path, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    select = HostReader.select
+    monkeypatch.setattr(
+        HostReader, "select", lambda self, states, extra: sizes.append(len(states[0])) or select(self, states, extra)
+    )
+    run(llava, photo_folder, tmp_path / "out", steps=1, batch_size=2, host_turns=1, held_back=5)
+    assert max(sizes) == 2
+
+
 def test_what_needs_a_host_says_so(llava: Path, photo_folder: Path, tmp_path: Path) -> None:
     teacher = open_teacher(llava)
     student, report = inherit(teacher, student_config(teacher.config, focusing="inherited", num_tokens=4), 1)
