@@ -174,6 +174,7 @@ def read_transformers(source: str, local_files_only: bool) -> tuple[SparseFormer
     siglip = model_type.startswith("siglip")
     has_head = "head.attention_pool.query" in canonical  # LLaVA-OneVision keeps SigLIP's blocks alone
     preprocessor = _preprocessor(folder)
+    size = preprocessor.get("size")
     config = _teacher_config(
         image_size=defaults["image_size"],
         patch=defaults["patch_size"],
@@ -183,9 +184,9 @@ def read_transformers(source: str, local_files_only: bool) -> tuple[SparseFormer
         mlp=defaults["intermediate_size"],
         activation=defaults["hidden_act"],
         eps=defaults["layer_norm_eps"],
-        mean=preprocessor.get("image_mean", (0.5,) * 3 if siglip else CLIP_MEAN),
-        std=preprocessor.get("image_std", (0.5,) * 3 if siglip else CLIP_STD),
-        squash=siglip,
+        mean=preprocessor.get("image_mean") or ((0.5,) * 3 if siglip else CLIP_MEAN),
+        std=preprocessor.get("image_std") or ((0.5,) * 3 if siglip else CLIP_STD),
+        squash=size.get("height") is not None if isinstance(size, dict) else siglip,
         pooling="cls" if not siglip else "attention" if has_head else "mean",
         tensors=canonical,
     )

@@ -21,6 +21,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from sfvlm.configuration import CLIP_MEAN
 from sfvlm.teachers import Teacher, open_teacher, tensor_hash
 
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -181,6 +182,19 @@ def test_a_siglip_teacher_pools_by_attention(tmp_path: Path) -> None:
     assert not teacher.config.has_cls_token
     close(teacher.model(PIXELS).pooled, theirs.pooler_output)
     close(teacher.model(PIXELS).hidden_states[-2], theirs.hidden_states[-2])
+
+
+def test_a_photo_is_squashed_where_the_teachers_own_preprocessor_does(clip_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(clip_folder, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "preprocessor_config.json"
+    for size, squashed in (
+        ({"height": 32, "width": 32}, True),
+        ({"shortest_edge": 32, "height": None}, False),
+        (32, False),
+    ):
+        file.write_text(json.dumps({"size": size, "image_mean": None}))
+        config = open_teacher(tmp_path).config
+        assert (config.squashes, tuple(config.image_mean)) == (squashed, CLIP_MEAN)
 
 
 def timm_file(monkeypatch: pytest.MonkeyPatch, file: Path, **sizes: Any) -> Any:
