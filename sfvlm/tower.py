@@ -214,6 +214,11 @@ class OpenClipVisual(nn.Module):
         return self
 
 
+def _columns(projection: Tensor | nn.Linear) -> int:
+    """The width of what open_clip's projection gives, which is a matrix or a layer."""
+    return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
+
+
 def swap_open_clip(clip: Any, tower: SparseFormerModel, num_tokens: int | None = None) -> nn.Module:
     """Puts the tower into an open_clip model as its `visual`, preprocessing included, and returns the dense one.
 
@@ -229,7 +234,8 @@ def swap_open_clip(clip: Any, tower: SparseFormerModel, num_tokens: int | None =
     """
     dense = clip.visual
     ours = tower.config.embedding_size
-    theirs = getattr(dense, "output_dim", ours)  # towers from timm do not say
+    text = getattr(clip, "text", clip)  # towers from timm do not say, and text towers do
+    theirs = getattr(dense, "output_dim", None) or getattr(text, "output_dim", None) or _columns(text.text_projection)
     if ours != theirs:
         raise ValueError(
             f"The tower gives a vector of {ours} dimensions, and this CLIP's image-text space has {theirs}: use a tower "

@@ -251,3 +251,6 @@ def test_a_tower_in_another_space_is_refused() -> None:
     with pytest.raises(ValueError, match="no projection into the image-text space of 24 dimensions"):
         swap_open_clip(clip, tiny_model(projection_dim=0, hidden_size=24, num_attention_heads=2))
     assert clip.visual is dense
+    del dense.output_dim  # as of timm's towers
+    with pytest.raises(ValueError, match="a vector of 16 dimensions, and this CLIP's image-text space has 24"):
+        swap_open_clip(clip, student_of(tiny_clip(16), 4))
