@@ -155,6 +155,10 @@ class SparseFormerConfig(PreTrainedConfig):
                 f"Fresh focusing has heads of 64 features: focusing_size {self.focusing_size} must be a multiple of 64, "
                 f"and hidden_size {self.hidden_size} one of 4 (four box corners are encoded)."
             )
+        if self.focusing == "inherited" and math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
+            raise ValueError(
+                f"num_tokens is {self.num_tokens}; inherited focusing starts from a square grid: a square number."
+            )
         self.check_choice()
         if self.focusing == "chosen" and self.coarse_blocks < 1:
             raise ValueError("coarse_blocks is 0, and patches are chosen by what the first look saw: 1 at least.")

@@ -313,6 +313,8 @@ def test_bad_configurations_name_the_numbers_that_disagree() -> None:
     assert tiny_config(box_zoom=1).box_zoom == 1
     with pytest.raises(ValueError, match="coarse_blocks 9 exceeds the 3"):
         tiny_config(coarse_blocks=9)
+    with pytest.raises(ValueError, match="num_tokens is 50; inherited focusing starts from a square grid"):
+        tiny_config(num_tokens=50)
     with pytest.raises(ValueError, match="presets are sparseformer-augreg-base"):
         preset("sparseformer-huge")
 
