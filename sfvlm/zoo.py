@@ -143,9 +143,9 @@ def hub_folder(source: str, what: str | None = None, *, pickles: bool = False, l
     settings = ["*.json", "*.txt", "*.model", "*.jinja"]
     try:
         download = partial(snapshot_download, source, local_files_only=local_files_only)
-        found = Path(download(allow_patterns=[*settings, "*.safetensors"]))
+        found = Path(download(allow_patterns=[*settings, "model*.safetensors"]))
         if pickles and not any((found / name).is_file() for name in (SAFE, SAFE_INDEX)):
-            found = Path(download(allow_patterns=[*settings, "*.bin"]))
+            found = Path(download(allow_patterns=[*settings, "pytorch_model*.bin"]))
         return found
     except Exception as error:  # of a bad name, a missing model, a closed one, no network: many kinds
         raise ValueError(
