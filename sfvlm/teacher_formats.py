@@ -130,9 +130,14 @@ def open_clip_vision(visual: Any, source: str) -> tuple[SparseFormerConfig, dict
 
     if not isinstance(visual, VisionTransformer):
         raise ValueError(
-            f"The vision tower of {source!r} is a {type(visual).__name__}; only open_clip's own ViT is supported."
+            f"The vision tower of {source!r} is a {type(visual).__name__}; only open_clip's own ViT is supported. "
+            "A ViT of timm, as SigLIP's is, opens in timm's or transformers' form."
         )
-    if visual.attn_pool is not None or visual.pool_type != "tok" or getattr(visual, "final_ln_after_pool", False):
+    if visual.attn_pool is not None:
+        raise ValueError(
+            f"The vision tower of {source!r} pools by attention, as CoCa does; only the class token is supported."
+        )
+    if visual.pool_type != "tok" or getattr(visual, "final_ln_after_pool", False):
         raise ValueError(
             f"The vision tower of {source!r} pools by {visual.pool_type!r}; only the class token is supported."
         )
@@ -168,7 +173,7 @@ def read_transformers(source: str, local_files_only: bool) -> tuple[SparseFormer
         raise ValueError(
             f"The vision model of {source!r} is of type {model_type!r}; teachers are CLIP or SigLIP, or a LLaVA that holds one."
         )
-    defaults = _vision_defaults(model_type, vision)
+    defaults = _vision_defaults(model_type, vision, source)
     tensors = _vision_tensors(folder, source)
     canonical = rename(tensors, TRANSFORMERS, source)
     siglip = model_type.startswith("siglip")
@@ -193,13 +198,20 @@ def read_transformers(source: str, local_files_only: bool) -> tuple[SparseFormer
     return config, canonical
 
 
-def _vision_defaults(model_type: str, vision: dict[str, Any]) -> dict[str, Any]:
+def _vision_defaults(model_type: str, vision: dict[str, Any], source: str) -> dict[str, Any]:
     """The vision fields with transformers' defaults filled in: old configuration files hold only what differs."""
     from transformers import CLIPVisionConfig, SiglipVisionConfig
 
     kind = SiglipVisionConfig if model_type.startswith("siglip") else CLIPVisionConfig
     fields = {key: value for key, value in vision.items() if key not in ("model_type", "transformers_version")}
-    return kind(**fields).to_dict()
+    try:
+        defaults = kind(**fields).to_dict()
+    except Exception as error:  # transformers checks each field in its own way
+        raise ValueError(f"The vision configuration of {source!r} cannot be read: {reason(error)}") from error
+    for name in ("image_size", "patch_size"):
+        if type(defaults[name]) is not int or defaults[name] < 1:
+            raise ValueError(f"{name} of {source!r} is {defaults[name]!r}; it is a whole number of pixels.")
+    return defaults
 
 
 def _model_folder(source: str, local_files_only: bool) -> Path:

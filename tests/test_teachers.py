@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from sfvlm.configuration import CLIP_MEAN
+from sfvlm.teacher_formats import open_clip_vision
 from sfvlm.teachers import Teacher, open_teacher, tensor_hash
 
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -388,6 +389,34 @@ def test_a_configuration_that_holds_only_differences_is_completed(clip_folder: P
     vision = {k: v for k, v in config["vision_config"].items() if k == "model_type" or default.get(k) != v}
     path.write_text(json.dumps(config | {"vision_config": vision}))
     assert open_teacher(tmp_path / "sparse").sha256 == open_teacher(clip_folder).sha256
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image_size": [32, 32]}, r"image_size of .* is \[32, 32\]; it is a whole number of pixels"),
+        ({"patch_size": 0}, "patch_size of .* is 0; it is a whole number of pixels"),
+        ({"num_attention_heads": "2"}, "The vision configuration of .* cannot be read: .*num_attention_heads"),
+    ],
+)
+def test_a_configuration_that_describes_no_tower_is_one_sentence(
+    fields: dict[str, Any], message: str, clip_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(clip_folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"] |= fields
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        open_teacher(tmp_path)
+
+
+def test_an_open_clip_tower_that_pools_by_attention_is_told_so() -> None:
+    import open_clip
+
+    vision = OPEN_CLIP["vision_cfg"] | {"attentional_pool": True}
+    clip = open_clip.CLIP(**(OPEN_CLIP | {"vision_cfg": vision}))
+    with pytest.raises(ValueError, match="pools by attention, as CoCa does"):
+        open_clip_vision(clip.visual, "coca")
 
 
 def test_the_hash_sees_a_single_changed_weight(clip_teacher: Teacher) -> None:
