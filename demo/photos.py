@@ -18,6 +18,8 @@ from sfvlm.vqa_sources import SCENE_TEST_SEED
 UPLOAD_LIMIT = "20mb"
 MAX_PIXELS = 64_000_000
 MAX_PHOTOS, MAX_PIXELS_TOGETHER = 16, 2 * MAX_PIXELS  # of a conversation
+# Hosts make the shorter side as long as their views, or pad to a square: of a hair line, a picture of gigabytes.
+MAX_SIDE, MAX_RATIO = 20_000, 64
 EXAMPLES = (  # scene, question
     (3, "What color is the biggest object?"),
     (7, "What shape is the biggest object?"),
@@ -36,13 +38,13 @@ def open_photo(path: str | None, others: int = 0) -> Image.Image:
     """An uploaded photo, upright; `others` are the pixels of those that are open beside it.
 
     Raises:
-        ValueError: There is none, it is broken, or it has too many pixels.
+        ValueError: There is none, it is broken, has too many pixels, or is too long for its width.
     """
     if not path:
         raise ValueError("Choose a photo first.")
     left = MAX_PIXELS_TOGETHER - others
     try:
-        return decode_image(Path(path).read_bytes(), min(MAX_PIXELS, left))
+        photo = decode_image(Path(path).read_bytes(), min(MAX_PIXELS, left))
     except (OSError, ValueError) as error:
         reason = str(error)
         if "max_pixels" in reason:
@@ -51,6 +53,12 @@ def open_photo(path: str | None, others: int = 0) -> Image.Image:
                 most = f"{left / 1e6:.0f} million more can be read in this conversation"
             reason = f"it has {reason.split(' is more')[0]} pixels, and at most {most}"
         raise ValueError(f"The photo {Path(path).name} cannot be opened: {reason}.") from error
+    if max(photo.size) > min(MAX_SIDE, MAX_RATIO * min(photo.size)):
+        raise ValueError(
+            f"The photo {Path(path).name} has {photo.width} x {photo.height} pixels, and at most {MAX_SIDE} a side and {MAX_RATIO} times "
+            "as many as on the other one can be read: cut out a part of it."
+        )
+    return photo
 
 
 def open_photos(paths: Sequence[str]) -> list[Image.Image]:

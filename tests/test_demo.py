@@ -60,6 +60,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "broken.png").write_bytes((folder / "photo0.png").read_bytes()[:400])
     (folder / "text.jpg").write_text("no photo")
     Image.new("1", (10_000, 10_000)).save(folder / "huge.png")
+    Image.new("1", (2, 3000)).save(folder / "line.png")
     return {path.stem: str(path) for path in folder.iterdir()}
 
 
@@ -111,6 +112,7 @@ def test_a_conversation_goes_on_and_takes_several_photos(url: str, sides: Sides,
         (QUESTION, ("broken",), "broken.png cannot be opened"),
         (QUESTION, ("text",), "not a JPEG, PNG"),
         (QUESTION, ("huge",), "10000 x 10000 pixels, and at most 64 million"),
+        (QUESTION, ("line",), "line.png has 2 x 3000 pixels, and at most 20000 a side and 64 times as many"),
         ("  ", ("photo0",), "Write a question"),
         ("why? " * 700, (), "reads at most 512"),
     ],
