@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from .export import open_student
-from .teachers import open_teacher
+from .sparseformer import SparseFormerModel
+from .teachers import DenseTransformer, open_teacher
 from .texts import fill, open_text_encoder
 from .views import tower_pixels
 from .zoo import resolve
@@ -56,16 +57,15 @@ class Ranker:
         if len(names) < 2:
             raise ValueError("Type at least two class names, one a line.")
         texts = self.text([fill(template, name) for name in names])  # (K, E)
-        towers = {
-            "dense": lambda pixels: self.dense(pixels).pooled,
-            "sparse": lambda pixels: self.sparse(pixels).pooler_output,
-        }
-        return {
-            side: _ranked(tower(self._pixels(image)), texts, self.text.scale, names) for side, tower in towers.items()
-        }
+        dense = self.dense(_pixels(image, self.dense)).pooled
+        sparse = self.sparse(_pixels(image, self.sparse)).pooler_output
+        pooled = {"dense": dense, "sparse": sparse}
+        return {side: _ranked(each, texts, self.text.scale, names) for side, each in pooled.items()}
 
-    def _pixels(self, image: Image.Image) -> Tensor:
-        return tower_pixels([image], self.sparse.config, next(self.sparse.parameters()))
+
+def _pixels(image: Image.Image, tower: DenseTransformer | SparseFormerModel) -> Tensor:
+    """Each tower's own: a sparse one may have learned from other sizes than its CLIP."""
+    return tower_pixels([image], tower.config, next(tower.parameters()))
 
 
 def _ranked(pooled: Tensor, texts: Tensor, scale: float, names: list[str]) -> dict[str, float]:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -16,10 +17,12 @@ from sfvlm.chat import Host, open_host, user_message
 from sfvlm.chat_reply import Clock, Timings, Turns
 from sfvlm.ranking import Ranker
 from sfvlm.reduce import reduce_host
+from sfvlm.scenes import render_scene
 from sfvlm.side_words import budget_in_words, cost_in_words, difference_in_words, word_difference
 from sfvlm.sides import Sides, open_sides, with_tower, write_together
 from sfvlm.swap import swap_folder
 from sfvlm.teachers import open_teacher
+from sfvlm.views import tower_pixels
 from sfvlm.zeroshot import Student
 from sfvlm.zoo import resolve
 
@@ -280,9 +283,10 @@ def test_class_names_are_ranked_as_the_towers_vectors_say() -> None:
     image.paste((212, 36, 38), (60, 60, 160, 160))
     found = ranker.rank(image, [*names, "", " red circle "])
     assert ranker.tokens == {"dense": 196, "sparse": 49}
+    pixels = tower_pixels([image], ranker.sparse.config, torch.empty(0))
     scale = load_file(Path(resolve("clip-tiny")) / "model.safetensors")["logit_scale"].float().exp()
     for side, module in (("dense", open_teacher("clip-tiny").model), ("sparse", Student(ranker.sparse, 49))):
-        pooled = F.normalize(module(ranker._pixels(image)).pooled[0].detach(), dim=0)
+        pooled = F.normalize(module(pixels).pooled[0].detach(), dim=0)
         texts = ranker.text([f"a picture of a {name}" for name in names])
         expected = [names[i] for i in (texts @ pooled).argsort(descending=True).tolist()]
         assert list(found[side]) == expected
@@ -292,6 +296,14 @@ def test_class_names_are_ranked_as_the_towers_vectors_say() -> None:
         ranker.rank(image, ["red circle"])
     with pytest.raises(ValueError, match=r"no \{c\}"):
         ranker.rank(image, names, "a picture")
+
+
+def test_each_tower_ranks_photos_of_its_own_size() -> None:
+    ranker, names, image = Ranker(), ["red circle", "blue square", "green star"], render_scene(0, 3).image
+    before = ranker.rank(image, names)
+    ranker.sparse.config.image_size = 112
+    after = ranker.rank(image, names)
+    assert after["dense"] == before["dense"] and after["sparse"] != before["sparse"]
 
 
 def test_a_clip_to_rank_with_that_is_not_there_is_named() -> None:
