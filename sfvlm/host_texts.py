@@ -310,12 +310,24 @@ class Conversations:
             asked = written(self.processor, messages)
             messages.append(assistant_message(answer))
             text = written(self.processor, messages, add_generation_prompt=False)
-            if not text.startswith(asked):
-                raise ValueError("The host's chat template writes a prompt otherwise once it is answered.")
-            spans.append((len(asked), len(text)))
+            spans.append((_start_of_answer(asked, text), len(text)))
         parts = cut(self.processor, text)
         places = [
             [place for place, (begin, end) in enumerate(parts.offsets) if begin >= start and start < end <= stop]
             for start, stop in spans
         ]
         return parts.before, parts.after, list(filter(None, places))
+
+
+def _start_of_answer(asked: str, text: str) -> int:
+    """Where the answer begins in an answered prompt; LLaVA-OneVision's template puts other white space in front of one.
+
+    Raises:
+        ValueError: They differ in more.
+    """
+    if text.startswith(asked):
+        return len(asked)
+    prompt = asked.rstrip()
+    if not text.startswith(prompt):
+        raise ValueError("The host's chat template writes a prompt otherwise once it is answered.")
+    return len(text) - len(text[len(prompt) :].lstrip())

@@ -69,6 +69,23 @@ def test_words_that_count_are_the_answers_and_their_ends(llava: Path) -> None:
     assert tokenizer.decode(texts.before) == "USER: "
 
 
+def test_a_template_may_put_other_space_in_front_of_an_answer_than_it_asks_with(llava: Path) -> None:
+    _, processor = opened(llava)
+    conversations = Conversations(processor, [TURNS], seed=0)
+    # As that of llava-hf/llava-onevision-qwen2-7b-ov-hf does.
+    turn = "{{ message['role'] + ': ' }}{% for part in message['content'] %}{{ {body} }}{% endfor %}</s>".replace(
+        "{body}", "'<image>' if part['type'] == 'image' else '\\n' + part['text']"
+    )
+    asks = "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+    processor.chat_template = f"{{% for message in messages %}}{turn}{{% endfor %}}{asks}"
+    texts = conversations.batch(torch.tensor([0]), torch.tensor([0]))
+    said = processor.tokenizer.decode(texts.after[0, texts.place])
+    assert sorted(part.strip() for part in said.split("</s>")) == ["", "a red circle", "yes"]
+    processor.chat_template = processor.chat_template.replace("'assistant:", "'ASSISTANT:")
+    with pytest.raises(ValueError, match="writes a prompt otherwise once it is answered"):
+        conversations.batch(torch.tensor([0]), torch.tensor([0]))
+
+
 def test_turns_change_places_from_epoch_to_epoch(llava: Path) -> None:
     conversations = Conversations(opened(llava)[1], [TURNS], seed=0)
     rows = [conversations.batch(torch.tensor([0]), torch.tensor([epoch])).after.tolist() for epoch in range(8)]
