@@ -204,7 +204,7 @@ class _Run:
         given = read_prompts(options.host_prompts) if options.host_prompts else ()
         interview = Interview(
             reader, host.processor, host.fingerprint, self.teacher.model, options.host_turns, options.seed, given,
-            at_once=min(16, self.at_once),
+            at_once=min(Interview.at_once, self.at_once),
         )  # fmt: skip
         asked = {}
         for name, photos in (("train", self.photos.training), ("held_back", self.photos.held_back)):
@@ -362,7 +362,7 @@ class _Run:
             self.config.image_size,
             training=False,
             seed=0,
-            squash=self.config.squashes,
+            squash=self.config.squashes or (self.host is not None and self.host.facts.tiles),
             pad=self._padding(),
         )
         cosines, agree, said, boxes = [], [], [], []

@@ -131,9 +131,11 @@ class Interview:
     at_once: int = 16
 
     def shown(self, image: Image.Image) -> Image.Image:
-        """A photo as the host's processor hands it on, padded or not; tiles are another matter."""
-        padding = self.reader.facts.padding
-        return image if padding is None else padded(image, padding)
+        """A photo as the host's processor hands it on: padded or not, or squashed, as the overview that tiles come with is."""
+        facts = self.reader.facts
+        if facts.tiles:
+            return image.resize((facts.image_size, facts.image_size), Image.Resampling.BICUBIC)
+        return image if facts.padding is None else padded(image, facts.padding)
 
     def answers(self, photos: SomePhotos, path: Path) -> list[list[Turn]]:
         """What the host says of each whole photo; an interrupted call continues from the file.
@@ -146,8 +148,10 @@ class Interview:
             A list a photo; empty for one that cannot be read.
 
         Raises:
-            ValueError: The file holds answers of another host, to other prompts or about other photos.
+            ValueError: The file holds answers of another host, to other prompts or about other photos; or the host's chat
+                template cannot be followed, so that nothing could be learned from its answers.
         """
+        Conversations(self.processor, [[("?", "yes"), ("?", "no")]], 0).batch(torch.tensor([0]), torch.tensor([0]))
         keys = distinct_names(photos.key(index) for index in range(len(photos)))
         said = self._kept(photos, keys, path)
         missing = [index for index in range(len(keys)) if index not in said]

@@ -25,7 +25,7 @@ from sfvlm.scenes import render_scene
 from sfvlm.swap import swap
 from sfvlm.targets import TeacherTargets
 from sfvlm.teachers import check_own_tower, open_teacher
-from sfvlm.views import Selection, ViewDataset, collate_views, normalize
+from sfvlm.views import Selection, ViewDataset, collate_views, normalize, tower_pixels
 
 TURNS = [("Is there a dog in the photo?", "yes"), ("What color is the biggest object?", "a red circle")]
 QUICK: dict[str, Any] = dict(
@@ -81,9 +81,16 @@ def test_a_template_may_put_other_space_in_front_of_an_answer_than_it_asks_with(
     texts = conversations.batch(torch.tensor([0]), torch.tensor([0]))
     said = processor.tokenizer.decode(texts.after[0, texts.place])
     assert sorted(part.strip() for part in said.split("</s>")) == ["", "a red circle", "yes"]
-    processor.chat_template = processor.chat_template.replace("'assistant:", "'ASSISTANT:")
+
+
+def test_a_template_that_cannot_be_followed_is_refused_before_anything_is_asked(
+    llava: Path, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interview = interview_of(llava)
+    interview.processor.chat_template = interview.processor.chat_template.replace("{{ 'ASSISTANT:'", "{{ 'answer:'")
+    monkeypatch.setattr(HostReader, "answer", lambda *_: pytest.fail("the host was asked"))
     with pytest.raises(ValueError, match="writes a prompt otherwise once it is answered"):
-        conversations.batch(torch.tensor([0]), torch.tensor([0]))
+        interview.answers(photos_of(photo_folder, 2), tmp_path / "answers.jsonl")
 
 
 def test_turns_change_places_from_epoch_to_epoch(llava: Path) -> None:
@@ -196,6 +203,14 @@ def test_answers_are_those_of_the_whole_host(llava: Path, tmp_path: Path) -> Non
     assert len(asked) == 12
     expected = host.answer(images, asked, max_new_tokens=LONGEST_ANSWER)
     assert [answer for turns in found for _, answer in turns] == expected
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])
+def test_a_host_is_asked_about_a_photo_as_its_own_processor_shows_it(kind: str, hosts: dict[str, Path]) -> None:
+    interview, image = interview_of(hosts[kind]), render_scene(0, 1, 200).image.resize((300, 100))
+    own = interview.processor.image_processor(image, return_tensors="pt")["pixel_values"].reshape(-1, 3, 56, 56)[0]
+    seen = tower_pixels([interview.shown(image)], interview.dense.config, own)[0]
+    assert (seen - own).abs().mean() < 1e-3
 
 
 def test_answers_continue_where_they_stopped(llava: Path, photo_folder: Path, tmp_path: Path) -> None:
