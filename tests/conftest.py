@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -76,7 +77,14 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+def one_form_kept() -> Iterator[None]:
+    """By itself torch keeps one form of a compiled module, instead of 8: the second tells whether more are kept."""
+    with torch._dynamo.config.patch(recompile_limit=1):
+        yield
+
+
+@pytest.fixture
+def compiled_graphs(one_form_kept: None, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The graphs that torch.compile has made so far; they run as they are, without a compiler for this machine."""
     graphs: list[object] = []
 

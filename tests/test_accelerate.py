@@ -341,33 +341,36 @@ class Counting:
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("one_form_kept")
 def test_a_compiled_model_takes_more_budgets_than_torch_keeps_by_default(monkeypatch: pytest.MonkeyPatch):
     counting = Counting()
     compile_by(counting, monkeypatch)
-    model = moved_model("chosen", num_hidden_layers=1, context_blocks=0)
+    model = moved_model("chosen", coarse_blocks=1, num_hidden_layers=1, context_blocks=0)
     compiled = model.accelerate("compile")
-    for count in range(5, 15):
+    for count in (5, 6, 5):
         expected = model(photos(1), num_tokens=count).pooler_output
         torch.testing.assert_close(compiled(photos(1), num_tokens=count).pooler_output, expected)
-    assert counting.graphs == 1 + 10
+    assert counting.graphs == 1 + 2
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("one_form_kept")
 def test_more_models_are_compiled_than_torch_keeps_of_a_class(monkeypatch: pytest.MonkeyPatch):
     counting = Counting()
     compile_by(counting, monkeypatch)
-    for count in range(5, 15):
-        moved_model("chosen", num_hidden_layers=1, context_blocks=0, default_budget=count).accelerate("compile")
-    assert counting.graphs == 10
+    for width in (2, 3, 4):
+        accelerate(nn.Linear(4, width).eval(), "compile", torch.ones(2, 4))
+    assert counting.graphs == 3
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("focusing", ["inherited", "chosen", "fresh"])
 def test_a_compiled_model_is_sent_into_a_rectangle(focusing: str, monkeypatch: pytest.MonkeyPatch):
     compile_by(Counting(), monkeypatch)
-    model = moved_model(focusing)
-    arguments = dict(num_tokens=9, focus=torch.tensor([[0.25, 0.25, 0.75, 1.0]]), focus_share=0.5)
-    found, expected = (each(photos(2), **arguments) for each in (model.accelerate("compile"), model))
+    model = moved_model(focusing, coarse_blocks=1, num_hidden_layers=1, context_blocks=1, num_focusing_steps=1)
+    arguments: dict[str, Any] = dict(num_tokens=9, focus=torch.tensor([[0.25, 0.25, 0.75, 1.0]]), focus_share=0.5)
+    compiled = accelerate(model, "compile", photos(2), **arguments)
+    found, expected = (each(photos(2, seed=1), **arguments) for each in (compiled, model))
     torch.testing.assert_close(found.pooler_output, expected.pooler_output)
     torch.testing.assert_close(found.token_rois[-1], expected.token_rois[-1])
 
@@ -378,10 +381,8 @@ def test_what_the_compiler_cannot_take_is_refused_with_its_reason(how: str, monk
         raise RuntimeError("there is no C++ compiler\nand a long story")
 
     compile_by(failing, monkeypatch)
-    with pytest.raises(
-        ValueError, match=r"^torch\.compile cannot take the SparseFormerModel: there is no C\+\+ compiler$"
-    ):
-        moved_model("inherited").accelerate(how)
+    with pytest.raises(ValueError, match=r"^torch\.compile cannot take the Linear: there is no C\+\+ compiler$"):
+        accelerate(nn.Linear(4, 4).eval(), how, torch.ones(2, 4))
 
     class Asking(nn.Module):
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -433,7 +434,9 @@ class Wrapped(nn.Module):
 @torch.no_grad()
 def test_what_a_graph_gave_stays_when_it_is_replayed(clip_folder: Path, monkeypatch: pytest.MonkeyPatch):
     compile_by(Replaying(), monkeypatch)
-    for model in (moved_model("inherited"), moved_model("chosen"), clip(), open_teacher(clip_folder).model):
+    dense = open_teacher(clip_folder).model
+    dense.blocks = dense.blocks[:1]
+    for model in (moved_model("chosen", coarse_blocks=1, num_hidden_layers=1, context_blocks=1), clip(), dense):
         first, second = (photos(1, seed=seed) for seed in (1, 2))
         graph = accelerate(model, "graph", first)
         found, _ = graph(first), graph(second)
@@ -450,7 +453,7 @@ def test_what_a_graph_gave_stays_when_it_is_replayed(clip_folder: Path, monkeypa
 def test_a_graph_is_compared_when_it_is_replayed(monkeypatch: pytest.MonkeyPatch):
     compile_by(Replaying(factor=1.5), monkeypatch)
     with pytest.raises(ValueError, match=r"by 'graph', the output .* differs by 0\.5"):
-        moved_model("inherited").accelerate("graph")
+        accelerate(nn.Linear(4, 4).eval(), "graph", torch.ones(2, 4))
 
 
 @pytest.mark.slow

@@ -617,12 +617,12 @@ def test_all_processes_tell_which_photos_they_skipped(clip_folder: Path, photo_f
 def test_a_compiled_student_keeps_more_budgets_than_torch_does_by_default(
     clip_folder: Path, photo_folder: Path, tmp_path: Path, compiled_graphs: list[object]
 ) -> None:
-    budgets = tuple(range(1, 17))
-    options = BootstrapOptions(steps=20, budgets=budgets)
+    budgets = (1, 2, 3, 4)
+    options = BootstrapOptions(steps=4, budgets=budgets)
     drawn = {random.Random(f"{options.seed} {step}").choice(budgets) for step in range(options.steps)}
-    assert len(drawn) > 9
+    assert len(drawn) == 3
     run(
-        clip_folder, photo_folder, tmp_path / "out", focusing="chosen", budgets=budgets, steps=20, compile=True,
+        clip_folder, photo_folder, tmp_path / "out", focusing="chosen", budgets=budgets, steps=4, compile=True,
         eval_every=0, save_every=100, batch_size=1,
     )  # fmt: skip
     assert len(compiled_graphs) >= len(drawn) + 1  # and the teacher
