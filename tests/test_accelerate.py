@@ -456,6 +456,26 @@ def test_a_graph_is_compared_when_it_is_replayed(monkeypatch: pytest.MonkeyPatch
         accelerate(nn.Linear(4, 4).eval(), "graph", torch.ones(2, 4))
 
 
+def test_a_model_of_which_no_graph_is_recorded_is_refused(monkeypatch: pytest.MonkeyPatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(module, "check_possible", lambda how, device: None)
+    with pytest.raises(ValueError, match=r"^torch can record no CUDA graph of the Linear, .* use 'compile'\.$"):
+        accelerate(nn.Linear(4, 4).eval(), "graph", torch.ones(2, 4))  # torch records none on a CPU
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["compile", "graph"])
+def test_a_compiled_model_of_16_bits_may_round_less_often(how: str, monkeypatch: pytest.MonkeyPatch):
+    def exact(graph: Any, inputs: Any, **_: Any) -> Any:
+        """As torch's compiler fuses: sums stay float32 from layer to layer."""
+        return lambda *inputs: [each.bfloat16() for each in graph.float()(*(x.float() for x in inputs))]
+
+    compile_by(exact, monkeypatch)
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4))).eval().bfloat16()
+    fast = accelerate(model, how, torch.randn(2, 64).bfloat16())
+    assert 1e-3 < fast.acceleration.difference < fast.acceleration.tolerance == 0.1
+
+
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("focusing", ["inherited", "chosen", "fresh"])
