@@ -40,6 +40,7 @@ CLIPS: dict[str, dict[str, Any]] = {
         patch_size=14, hidden_act="quick_gelu", projection_dim=768,
     ),
 }  # fmt: skip
+CGROUP = Path("/sys/fs/cgroup")  # of the container
 TEXT_WORDS = 40  # of a prompt, around the photo
 READ_LAYER = -2
 
@@ -147,9 +148,11 @@ def free_memory(device: torch.device) -> int | None:
         return None
     lines = dict(line.split(":", 1) for line in facts.read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    limit = CGROUP / "memory.max"
     if limit.exists() and (allowed := limit.read_text().strip()) != "max":  # a container's own limit
-        free = min(free, int(allowed) - int(used.read_text()))
+        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        used = int((CGROUP / "memory.current").read_text()) - int(counts["inactive_file"])  # files read give way
+        free = min(free, int(allowed) - used)
     return free
 
 

@@ -244,6 +244,17 @@ def test_free_memory_is_no_more_than_there_is() -> None:
     assert shapes.free_memory(torch.device("meta")) is None
 
 
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux says what is free")
+def test_files_that_a_container_has_read_take_no_memory_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("10000000\n")
+    (tmp_path / "memory.current").write_text("9000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000000\nfile 8000000\ninactive_file 7000000\n")
+    assert shapes.free_memory(torch.device("cpu")) == 8_000_000
+
+
 def test_the_command_measures_folders(
     hosts: dict[str, Path], swapped_folder: Path, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
