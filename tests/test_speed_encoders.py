@@ -58,6 +58,12 @@ def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multiply-adds are not counted, which takes as long as compiling."""
+    monkeypatch.setattr(Encoder, "macs", 1)
+
+
+@pytest.fixture
 def small_published_clip(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a published CLIP that is much smaller here."""
     sizes = dict(
@@ -187,10 +193,10 @@ def test_a_round_has_the_first_and_a_few_others() -> None:
     assert list(rounds_of([a, b], 1, 1)) == [(None, [a]), (a, [b])]
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_an_encoder_is_compiled_once_and_a_suite_may_have_many(
-    encoders: Encoders, small_published_clip: str, compiled_graphs: list[object], monkeypatch: pytest.MonkeyPatch
+    encoders: Encoders, small_published_clip: str, compiled_graphs: list[object]
 ) -> None:
-    monkeypatch.setattr(Encoder, "macs", 1)  # counting takes as long as compiling
     base = small_published_clip
     opened = encoders.open_all([base, f"{base}@9", *(f"{base}/reduce:{method}@9" for method in METHODS)])
     counts = []
@@ -573,7 +579,7 @@ def test_the_command_measures_encoders(
     assert content["ceilings"] == {"float32": {"operations": 2e9, "bandwidth": 1e9}}
 
 
-@pytest.mark.usefixtures("small_ceilings")
+@pytest.mark.usefixtures("small_ceilings", "uncounted")
 def test_an_interrupted_suite_keeps_its_rounds(
     clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -596,6 +602,7 @@ def test_an_interrupted_suite_keeps_its_rounds(
     assert content["finished"] is False
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_the_command_plots_how_cost_grows(
     clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
