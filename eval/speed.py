@@ -24,6 +24,10 @@ How cost grows with tokens, photos and their size, in numbers and as a plot; and
     python eval/speed.py --scaling clip-l14-336@49 --out scaling.json --plot scaling.png
     python eval/speed.py --results speed.json zeroshot.json vqa.json --plot quality.png
 
+How fast a student is bootstrapped, beside what its products and its photos allow:
+
+    python eval/speed.py --bootstrap clip-l14-336@49 --photos photos --batch-sizes 256 --workers 16 --accelerate compile
+
 All sides run in one process, in turns, on inputs that change from turn to turn, after a warm-up, at the same dtype and
 thread count; the device has finished before a clock is read. The medians and their ratios are what to read: the times
 themselves belong to the machine, which the JSON file names. More: docs/speed.md.

@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from . import roi
@@ -50,7 +49,16 @@ from .sparseformer import SparseFormerModel, SparseFormerOutput
 from .swap_plan import read_host
 from .targets import TeacherTargets, open_cache
 from .teachers import Teacher
-from .views import EpochSampler, SkipLog, ViewBatch, ViewDataset, collate_views, normalize, shard_indices
+from .views import (
+    EpochSampler,
+    SkipLog,
+    ViewBatch,
+    ViewDataset,
+    collate_views,
+    normalize,
+    shard_indices,
+    view_loader,
+)
 
 METRICS = "metrics.jsonl"
 # What a resumed run must have been begun with, of the student's configuration.
@@ -318,15 +326,7 @@ class _Run:
         )
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         sampler = EpochSampler(len(views), self.at_once, options.seed, rank, world, start_step=self.step)
-        loader = DataLoader(
-            views,
-            batch_sampler=sampler,
-            collate_fn=collate_views,
-            num_workers=options.workers,
-            pin_memory=self.device.type == "cuda",
-            prefetch_factor=4 if options.workers else None,
-        )
-        for batch in loader:
+        for batch in view_loader(views, sampler, options.workers, pin_memory=self.device.type == "cuda"):
             self._note_skips(batch["skipped"])
             yield batch
 

@@ -50,6 +50,7 @@ UNITS = {
     "macs": Unit(1e-9, "G", "{} MACs"),
     "joules": Unit(1, "J", "energy a {}"),
     "throughput": Unit(1, "photos/s", "{} throughput", less_is_better=False),
+    "hours": Unit(1, "h", less_is_better=False),
     "share": Unit(100, "%", "share of the {} reached", less_is_better=False),
 }
 LINE_RATIOS = ("seconds", "macs", "joules")

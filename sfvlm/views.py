@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .decode import Photo, UnreadablePhoto, to_rgb
 from .images import Photos
@@ -297,6 +297,20 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             order = torch.randperm(self.length, generator=generator)
             self._permutations = {epoch: order.numpy()}
         return self._permutations[epoch]
+
+
+def view_loader(
+    views: ViewDataset, sampler: EpochSampler, workers: int, *, pin_memory: bool = False
+) -> DataLoader[ViewBatch]:
+    """Training batches without end, made by so many processes beside this one, or by this one."""
+    return DataLoader(
+        views,  # type: ignore[arg-type]
+        batch_sampler=sampler,
+        collate_fn=collate_views,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+    )
 
 
 def shard_indices(length: int, rank: int, world_size: int) -> range:

@@ -13,10 +13,13 @@ import torch
 from PIL import Image
 
 from ..accelerate import check_possible
+from ..bootstrap_options import BootstrapOptions
 from ..chat import check_host, open_host
 from ..cli import say
 from ..devices import usable_device
 from ..images import Photos, open_photos, readable
+from ..inherit import student_config
+from ..reduce import REDUCE
 from ..results import short_names
 from ..speed import Row, cost_table, machine, write_costs
 from ..speed_encoders import SUITE_BUDGETS, Encoder, Encoders, dense_base, encoder_name, suite
@@ -36,6 +39,8 @@ from ..speed_shapes import open_shape, shape_named
 
 FEWEST_PHOTOS = 16  # that take turns
 ENCODERS = ("clip-l14-336", "sparseformer-clip-large")
+BOOTSTRAP_SCENES = 512
+PRECISIONS: dict[str, Any] = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -55,16 +60,22 @@ class SpeedCommand:
     scaling: list[str] = field(default_factory=list)
     """How a sparse encoder's cost grows with tokens, photos and their size; behind it the dense one that photos of every
     size are shown too, by default that of which it is made: clip-l14-336 for clip-l14-336@49."""
+    bootstrap: str | None = None
+    """A student D@49 or D/inherited@49 of a dense encoder: how fast it is bootstrapped, beside what its multiply-adds and its
+    photos allow."""
     accelerate: list[str] = field(default_factory=list)
-    """Ways to run encoders faster, each beside every encoder as it is: packed, int8, bfloat16, compile, graph."""
+    """Ways to run encoders faster, each beside every encoder as it is: packed, int8, bfloat16, compile, graph. For --bootstrap
+    compile alone, of student and teacher."""
     photos: list[str] = field(default_factory=list)
-    """What hosts are shown: folders, images or tar shards; default rendered scenes."""
+    """What hosts are shown, or a student learns from: folders, images or tar shards; default rendered scenes."""
+    workers: int = 1
+    """Processes that decode the photos of --bootstrap."""
     prompt: str = PROMPT
     """What hosts are asked of every photo."""
     new_tokens: int = 32
     """Words of every reply."""
     batch_sizes: tuple[int, ...] | None = None
-    """Photos at once; default 1 8, for encoders on a GPU 1 8 64, for --scaling 1 2 4 8."""
+    """Photos at once; default 1 8, for encoders on a GPU 1 8 64, for --scaling 1 2 4 8, for --bootstrap 32."""
     budgets: tuple[int, ...] | None = None
     """Tokens of a suite's students, default 16 25 36 49 64 100; or of --scaling, default every square from 16 to 196."""
     image_sizes: tuple[int, ...] = SCALING_IMAGE_SIZES
@@ -76,7 +87,7 @@ class SpeedCommand:
     threads: int = 1
     """CPU threads."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of all sides; default a host's own, bfloat16 for a shape, but float32 on a CPU and for encoders."""
+    """Of all sides; default a host's own, bfloat16 for a shape or --bootstrap, but float32 on a CPU and for encoders."""
     device: str | None = None
     """Default cuda where there is one."""
     out: Path | None = None
@@ -104,6 +115,8 @@ def speed_command(command: SpeedCommand) -> None:
             _measure_hosts(report)
         elif command.scaling:
             _measure_scaling(report)
+        elif command.bootstrap is not None:
+            _measure_bootstrap(report)
         else:
             _measure_encoders(report)
     except torch.OutOfMemoryError as error:
@@ -135,6 +148,8 @@ class Report:
             return self.command.batch_sizes
         if self.command.scaling:
             return SCALING_BATCH_SIZES
+        if self.command.bootstrap is not None:
+            return (BootstrapOptions.batch_size,)
         is_encoders = not self.command.host and self.command.shape is None
         return (1, 8, 64) if is_encoders and self.device.type == "cuda" else (1, 8)
 
@@ -184,6 +199,8 @@ def _check(command: SpeedCommand) -> torch.device:
         check_host(source)
     for name in _encoder_names(command):
         encoder_name(name)
+    if command.bootstrap is not None:
+        _student_name(command.bootstrap)
     device = usable_device(command.device)
     for how in command.accelerate:
         check_possible(how, device)
@@ -198,15 +215,18 @@ def _check_kind(command: SpeedCommand) -> None:
         "--encoder": bool(command.encoder),
         "--suite": command.suite is not None,
         "--scaling": bool(command.scaling),
+        "--bootstrap": command.bootstrap is not None,
         "--results": bool(command.results),
     }
     given = [flag for flag, is_given in asked.items() if is_given]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} are kinds of measurement of their own: give one of them, not both.")
-    if command.photos and not command.host:
-        raise ValueError("--photos are shown to hosts: give --host too.")
-    if command.accelerate and (given or ["--encoder"])[0] not in ("--encoder", "--suite"):
+    if command.photos and not (command.host or command.bootstrap is not None):
+        raise ValueError("--photos are shown to hosts, or learned from: give --host or --bootstrap too.")
+    if command.accelerate and (given or ["--encoder"])[0] not in ("--encoder", "--suite", "--bootstrap"):
         raise ValueError(f"--accelerate is for encoders, not for {given[0]}.")
+    if command.bootstrap is not None and command.accelerate not in ([], ["compile"]):
+        raise ValueError(f"--bootstrap can be accelerated by compile, not by {' '.join(command.accelerate)}.")
     if command.plot is not None and given[:1] not in (["--scaling"], ["--results"]):
         raise ValueError(
             "--plot needs --scaling, or --results with files to plot: of this command and of an evaluation."
@@ -217,7 +237,7 @@ def _check_kind(command: SpeedCommand) -> None:
 
 def _encoder_names(command: SpeedCommand) -> list[str]:
     """Of all encoders that are to be measured; for scaling, the sparse one and what it is made of."""
-    if command.host or command.shape is not None or command.results:
+    if command.host or command.shape is not None or command.bootstrap is not None or command.results:
         return []
     if command.suite is not None:
         return suite(command.suite, command.budgets or SUITE_BUDGETS)
@@ -225,6 +245,18 @@ def _encoder_names(command: SpeedCommand) -> list[str]:
         dense = dense_base(command.scaling[0]) if len(command.scaling) == 1 else None
         return command.scaling if dense is None else [command.scaling[0], dense]
     return command.encoder or list(ENCODERS)
+
+
+def _student_name(name: str) -> tuple[str, Any, int]:
+    """What a student to be bootstrapped is made of, its focusing and its tokens.
+
+    Raises:
+        ValueError: It is no student.
+    """
+    base, way, tokens = encoder_name(name)
+    if dense_base(name) is None or tokens is None or (way or "").startswith(REDUCE):
+        raise ValueError(f"--bootstrap is {name}; it takes a student of a dense encoder, as clip-l14-336@49.")
+    return base, way or "chosen", tokens
 
 
 def _measure_hosts(report: Report) -> None:
@@ -302,6 +334,32 @@ def _measure_scaling(report: Report) -> None:
     if command.plot is not None:
         plot_scaling(report.rows, command.plot)
         say(f"Wrote {command.plot}.")
+
+
+def _measure_bootstrap(report: Report) -> None:
+    """A run at every batch size."""
+    from ..speed_bootstrap import measure_bootstrap, open_base  # trains, which needs more packages than measuring
+
+    command, device = report.command, report.device
+    assert command.bootstrap is not None
+    base, focusing, tokens = _student_name(command.bootstrap)
+    dtype = command.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    photos, ceilings = open_photos(command.photos or f"scenes:{BOOTSTRAP_SCENES}"), Ceilings(device)
+    for batch_size in report.batch_sizes:
+        options = BootstrapOptions(
+            batch_size=batch_size,
+            precision=PRECISIONS[dtype],
+            compile=bool(command.accelerate),
+            workers=command.workers,
+            cpu=device.type == "cpu",
+        )
+        ceiling = ceilings[getattr(torch, dtype)]
+        teacher = open_base(base)
+        student = student_config(teacher.config, focusing=focusing, num_tokens=tokens)
+        row = measure_bootstrap(teacher, student, photos, options, ceiling, **report.turns)
+        say(cost_table([row]) + "\n")
+        report.facts = {"ceilings": ceilings.facts()}
+        report.add([row], is_last=batch_size == report.batch_sizes[-1])
 
 
 def _open_encoders(report: Report, names: Sequence[str]) -> list[Encoder]:
