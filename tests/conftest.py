@@ -15,6 +15,7 @@ from tiny import randomize
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from sfvlm.scenes import render_scene
+from sfvlm.speed_shapes import CLIPS
 
 VISION = dict(
     hidden_size=64,
@@ -115,3 +116,14 @@ def swapped_folder(hosts: dict[str, Path], tmp_path_factory: pytest.TempPathFact
     out = tmp_path_factory.mktemp("swapped") / "llava-49"
     swap_folder(hosts["llava"], tiny_tower(), out)
     return out
+
+
+@pytest.fixture
+def small_published_clip(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a published CLIP that is much smaller here."""
+    sizes = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
+        hidden_act="quick_gelu", projection_dim=8,
+    )  # fmt: skip
+    monkeypatch.setitem(CLIPS, "clip-b16", sizes)
+    return "clip-b16"

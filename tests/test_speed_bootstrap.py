@@ -18,7 +18,6 @@ from sfvlm.images import open_photos
 from sfvlm.inherit import inherit, student_config
 from sfvlm.speed_bootstrap import STEPS_A_RUN, decode_throughput, measure_bootstrap, open_base
 from sfvlm.speed_floor import Ceiling
-from sfvlm.speed_shapes import CLIPS
 
 OPTIONS = BootstrapOptions(batch_size=2, workers=0, cpu=True)
 
@@ -66,13 +65,8 @@ def test_decoding_is_timed_without_its_start(photo_folder: Path, monkeypatch: py
     assert decode_throughput(open_photos(photo_folder), 32, OPTIONS, 6) == 12 / 2.0
 
 
-def test_a_published_size_has_the_same_random_weights_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = dict(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
-        hidden_act="quick_gelu", projection_dim=8,
-    )  # fmt: skip
-    monkeypatch.setitem(CLIPS, "clip-b16", sizes)
-    first, second = open_base("clip-b16"), open_base("clip-b16")
+def test_a_published_size_has_the_same_random_weights_always(small_published_clip: str) -> None:
+    first, second = open_base(small_published_clip), open_base(small_published_clip)
     assert first.config.hidden_size == 32 and not any(each.requires_grad for each in first.model.parameters())
     for one, other in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -30,7 +30,6 @@ from sfvlm.speed_plots import OTHERS, plot_quality, plot_scaling
 from sfvlm.speed_quality import Identity, match, read_files, result_identity
 from sfvlm.speed_rounds import Ceilings, derived, encoder_facts, measure_encoders, rounds_of, timed_encode
 from sfvlm.speed_scaling import fits, line_fit, measure_panel, scaling_panels
-from sfvlm.speed_shapes import CLIPS
 from sfvlm.teachers import open_teacher
 
 CPU = torch.device("cpu")
@@ -61,17 +60,6 @@ def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Multiply-adds are not counted, which takes as long as compiling."""
     monkeypatch.setattr(Encoder, "macs", 1)
-
-
-@pytest.fixture
-def small_published_clip(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a published CLIP that is much smaller here."""
-    sizes = dict(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
-        hidden_act="quick_gelu", projection_dim=8,
-    )  # fmt: skip
-    monkeypatch.setitem(CLIPS, "clip-b16", sizes)
-    return "clip-b16"
 
 
 def plain(name: str, image_size: int = 8) -> Encoder:
