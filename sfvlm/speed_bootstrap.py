@@ -1,6 +1,6 @@
 """How fast a student is bootstrapped, beside the least time that its multiply-adds and its photos allow.
 
-    teacher = open_base("clip-b16")
+    teacher = open_dense("clip-b16")
     row = measure_bootstrap(teacher, student_config(teacher.config), photos, options, ceiling)
 
 A run is timed as it is: `sfvlm.bootstrap` in a temporary folder, without a host; what its own log says of every few steps
@@ -18,7 +18,6 @@ import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -31,26 +30,11 @@ from .inherit import inherit
 from .sparseformer import SparseFormerModel
 from .speed import Measures, Row, cost_rows
 from .speed_floor import Ceiling
-from .speed_shapes import CLIPS, dense_config
-from .teachers import DenseTransformer, Teacher, open_teacher
+from .teachers import DenseTransformer, Teacher
 from .views import EpochSampler, Selection, ViewDataset, view_loader
 
 STEPS_A_RUN = 5
 IMAGENET_PHOTOS = 1_281_167  # of its training part
-
-
-def open_base(source: str) -> Teacher:
-    """A teacher as `open_teacher` takes it, or by the name of a published size, with random weights.
-
-    Raises:
-        ValueError: It cannot be opened.
-    """
-    if source not in CLIPS:
-        return open_teacher(source)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = DenseTransformer(dense_config(CLIPS[source]))
-    return Teacher(model.eval().requires_grad_(False), source, "random")
 
 
 def measure_bootstrap(
@@ -66,7 +50,7 @@ def measure_bootstrap(
     """Bootstraps for a few steps, and counts what that takes.
 
     Args:
-        teacher, config: The teacher and its student, from `open_base` and `student_config`.
+        teacher, config: The teacher and its student, from `open_dense` and `student_config`.
         photos: Trained on, in turns however few there are.
         options: Of the run; how many steps it has and what it writes along the way are decided here.
         ceiling: Of the run's device, at its precision.
@@ -97,23 +81,19 @@ def measure_bootstrap(
 
     with torch.device("meta"):  # only counted
         dense, sparse = DenseTransformer(teacher.config), SparseFormerModel(config)
-    facts: Measures = {
-        f"{name}_macs": macs(model, config.image_size) for name, model in (("teacher", dense), ("student", sparse))
-    }
-    products = ceiling.operations / (2 * (facts["teacher_macs"] + 3 * facts["student_macs"]))
+    forward = {"teacher_macs": macs(dense, config.image_size), "student_macs": macs(sparse, config.image_size)}
+    products = ceiling.operations / (2 * (forward["teacher_macs"] + 3 * forward["student_macs"]))
     decode = decode_throughput(photos, config.image_size, options, STEPS_A_RUN * repeats)
-    floor, median = min(products, decode), statistics.median(speeds)
-    runs = [{"bootstrap_throughput": speed} for speed in speeds]
-    (row,) = cost_rows([(f"{teacher.source}@{config.num_tokens}", teacher.source)], options.batch_size, [facts], [runs])
-    measures: dict[str, Any] = row["measures"]
-    found = {
+    median = statistics.median(speeds)
+    facts: Measures = {
+        **forward,
         "products_throughput": products,
         "decode_throughput": decode,
-        "floor_share": median / floor,
+        "floor_share": median / min(products, decode),
         "imagenet_pass_hours": IMAGENET_PHOTOS / median / 3600,
     }
-    for name, value in found.items():
-        measures[name] = {"median": value, "min": value, "max": value, "values": [value], "times_less": None}
+    runs = [{"bootstrap_throughput": speed} for speed in speeds]
+    (row,) = cost_rows([(f"{teacher.source}@{config.num_tokens}", teacher.source)], options.batch_size, [facts], [runs])
     return row
 
 

@@ -36,7 +36,7 @@ from .reduce import REDUCE, reduce
 from .reduce_methods import METHODS, method_named
 from .sparseformer import SparseFormerModel
 from .speed_shapes import CLIPS, dense_config
-from .teachers import DenseTransformer, open_teacher
+from .teachers import DenseTransformer, Teacher, open_teacher
 from .zoo import ZOO, resolve
 
 SUITE_BUDGETS = (16, 25, 36, 49, 64, 100)
@@ -229,12 +229,7 @@ class Encoders:
     def _dense_model(self, base: str) -> DenseTransformer:
         """What students and alternatives are made of."""
         if base not in self._dense:
-            if base in CLIPS:
-                with _random(self.device):
-                    model = DenseTransformer(dense_config(CLIPS[base]))
-            else:
-                model = open_teacher(base).model
-            self._dense[base] = model.to(self.device, self.dtype).eval().requires_grad_(False)
+            self._dense[base] = open_dense(base, self.device).model.to(self.device, self.dtype)
         return self._dense[base]
 
     def _plain(self, base: str) -> tuple[nn.Module, SparseFormerConfig]:
@@ -269,6 +264,19 @@ def _without_memory(module: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in tensors}
     memo |= {key: nn.Parameter(memo[key], False) for key in map(id, module.parameters())}
     return copy.deepcopy(module, memo)
+
+
+def open_dense(base: str, device: torch.device | None = None) -> Teacher:
+    """A dense encoder as a teacher: as `open_teacher` takes it, or a published size with random weights.
+
+    Raises:
+        ValueError: It cannot be opened.
+    """
+    if base not in CLIPS:
+        return open_teacher(base)
+    with _random(device or torch.device("cpu")):
+        model = DenseTransformer(dense_config(CLIPS[base]))
+    return Teacher(model.eval().requires_grad_(False), base, "random")
 
 
 @contextmanager

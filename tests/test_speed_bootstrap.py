@@ -16,7 +16,8 @@ from sfvlm.commands.speed import SpeedCommand, speed_command
 from sfvlm.controls import macs
 from sfvlm.images import open_photos
 from sfvlm.inherit import inherit, student_config
-from sfvlm.speed_bootstrap import STEPS_A_RUN, decode_throughput, measure_bootstrap, open_base
+from sfvlm.speed_bootstrap import STEPS_A_RUN, decode_throughput, measure_bootstrap
+from sfvlm.speed_encoders import open_dense
 from sfvlm.speed_floor import Ceiling
 
 OPTIONS = BootstrapOptions(batch_size=2, workers=0, cpu=True)
@@ -26,7 +27,7 @@ OPTIONS = BootstrapOptions(batch_size=2, workers=0, cpu=True)
 def test_the_floor_of_a_run_is_the_slower_of_products_and_decoding(
     operations: float, slower: str, clip_folder: Path, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = open_base(str(clip_folder))
+    teacher = open_dense(str(clip_folder))
     config = student_config(teacher.config, num_tokens=4)
     logged: list[float] = []
     rates = iter([1.0, 10.0, 30.0, 20.0])
@@ -66,7 +67,7 @@ def test_decoding_is_timed_without_its_start(photo_folder: Path, monkeypatch: py
 
 
 def test_a_published_size_has_the_same_random_weights_always(small_published_clip: str) -> None:
-    first, second = open_base(small_published_clip), open_base(small_published_clip)
+    first, second = open_dense(small_published_clip), open_dense(small_published_clip)
     assert first.config.hidden_size == 32 and not any(each.requires_grad for each in first.model.parameters())
     for one, other in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(one, other)

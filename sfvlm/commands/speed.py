@@ -22,7 +22,7 @@ from ..inherit import student_config
 from ..reduce import REDUCE
 from ..results import short_names
 from ..speed import Row, cost_table, machine, write_costs
-from ..speed_encoders import SUITE_BUDGETS, Encoder, Encoders, dense_base, encoder_name, suite
+from ..speed_encoders import SUITE_BUDGETS, Encoder, Encoders, dense_base, encoder_name, open_dense, suite
 from ..speed_energy import open_meter
 from ..speed_hosts import PROMPT, Subject, check_numbers, host_facts, host_subject, measure_hosts
 from ..speed_plots import check_plot, plot_quality, plot_scaling
@@ -338,7 +338,7 @@ def _measure_scaling(report: Report) -> None:
 
 def _measure_bootstrap(report: Report) -> None:
     """A run at every batch size."""
-    from ..speed_bootstrap import measure_bootstrap, open_base  # trains, which needs more packages than measuring
+    from ..speed_bootstrap import measure_bootstrap  # trains, which needs more packages than measuring
 
     command, device = report.command, report.device
     assert command.bootstrap is not None
@@ -354,7 +354,7 @@ def _measure_bootstrap(report: Report) -> None:
             cpu=device.type == "cpu",
         )
         ceiling = ceilings[getattr(torch, dtype)]
-        teacher = open_base(base)
+        teacher = open_dense(base)
         student = student_config(teacher.config, focusing=focusing, num_tokens=tokens)
         row = measure_bootstrap(teacher, student, photos, options, ceiling, **report.turns)
         say(cost_table([row]) + "\n")
