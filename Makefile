@@ -3,6 +3,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The oldest transformers that pyproject.toml allows, for what must hold from there to the newest.
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1.0/p' pyproject.toml)
+LLAVA := llava-torch==1.2.2.post1
+# What a host asks of a tower and of us.
+CONTRACTS := $(addprefix tests/test_, $(addsuffix .py, swap swap_folders swap_quantized tower chat host_alignment llava_package \
+	llava_reference sparseformer reduce teachers convert lmms))
+# Tests run side by side, a core each.
+PYTEST := -m pytest -n auto
 TEACHER ?= clip-tiny
 PHOTOS ?= scenes:6000
 OUT ?= runs/quickstart
@@ -12,7 +20,7 @@ BESIDE := $(if $(filter clip-tiny,$(TEACHER)),sparseformer-tiny-49)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup test browser lint types check format quickstart demo clean
+.PHONY: setup integrations test reference oldest browser lint types check format quickstart demo clean
 
 setup: $(VENV)/installed
 
@@ -22,8 +30,31 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[train,eval,demo]" --group dev
 	touch $@
 
+# Every package that the README names and no extra installs. llava's own requirements are of 2024, so it comes without them.
+integrations: $(VENV)/integrations
+
+$(VENV)/integrations: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --group integrations
+	$(BIN)/python -m pip install --quiet --no-deps "$(LLAVA)"
+	touch $@
+
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
+
+# The tests that compare with other projects' own code, and the long ones.
+reference: integrations
+	$(BIN)/python $(PYTEST) -m "(reference or slow) and not gpu and not network"
+
+# What a host asks of us and we of it, under the oldest transformers.
+oldest: $(VENV)-oldest/installed
+	$(VENV)-oldest/bin/python $(PYTEST) -m "not gpu and not network and not browser and not slow" $(CONTRACTS)
+
+$(VENV)-oldest/installed: pyproject.toml
+	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-oldest/bin/python -m pip install --quiet --editable ".[train,eval,demo,quant,convert]" "transformers==$(OLDEST)" --group dev --group llava
+	$(VENV)-oldest/bin/python -m pip install --quiet --no-deps "$(LLAVA)"
+	touch $@
 
 # The demo in a headless Chromium: the one on the PATH, or CHROMIUM=/path/to/it.
 browser: setup
@@ -61,4 +92,4 @@ demo: setup
 	$(BIN)/python demo/app.py --browser $(DEMO)
 
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest runs build dist .pytest_cache .ruff_cache

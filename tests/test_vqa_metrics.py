@@ -2,8 +2,9 @@
 
 The golden numbers were printed by VQAEval (github.com/GT-Vision-Lab/VQA @ a013f00, two print statements made calls),
 LLaVA's m4c_evaluator and eval_science_qa (@ c121f04), POPE's evaluate.py (@ 08d957b), GQA's eval.py and pycocoevalcap 1.2
-with its Java tokenizer, on the very questions and answers built here. Tests marked `reference` run those that are
-installed again: VQA_EVAL, POPE_EVAL and M4C_EVAL name the files.
+with its Java tokenizer, on the very questions and answers built here. Tests marked `reference` run again what package indexes
+have: m4c_evaluator and eval_pope (by POPE's rules) of the installed llava package, and pycocoevalcap. VQAEval is on none: the
+environment variable VQA_EVAL names its file.
 """
 
 import importlib.util
@@ -162,7 +163,7 @@ def test_vqa_scores_are_those_of_the_official_evaluators() -> None:
     assert m4c["accuracy"] == pytest.approx(M4C_ACCURACY, abs=1e-12)
 
 
-@pytest.mark.reference
+@pytest.mark.network  # GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py, is on no package index
 def test_vqa_scores_equal_vqa_eval_run_again() -> None:
     numbers = run_vqa_eval(Path(needed("VQA_EVAL")))
     assert numbers == OFFICIAL_VQA
@@ -170,7 +171,7 @@ def test_vqa_scores_equal_vqa_eval_run_again() -> None:
 
 @pytest.mark.reference
 def test_m4c_accuracy_equals_llavas_evaluator_run_again() -> None:
-    assert run_m4c(Path(needed("M4C_EVAL"))) == pytest.approx(M4C_ACCURACY, abs=1e-12)
+    assert run_m4c(of_llava("m4c_evaluator.py")) == pytest.approx(M4C_ACCURACY, abs=1e-12)
 
 
 def run_vqa_eval(path: Path) -> dict[str, float]:
@@ -201,15 +202,19 @@ def run_vqa_eval(path: Path) -> dict[str, float]:
     }
 
 
-def run_m4c(path: Path) -> float:
-    spec = importlib.util.spec_from_file_location("m4c_evaluator", path)
+def module_at(path: Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def run_m4c(path: Path) -> float:
     questions = mixed_vqa()
     pairs = zip(questions, mixed_texts(questions), strict=True)
     entries = [{"pred_answer": text, "gt_answers": list(item.answers)} for item, text in pairs]
-    return module.TextVQAAccuracyEvaluator().eval_pred_list(entries)
+    return module_at(path).TextVQAAccuracyEvaluator().eval_pred_list(entries)
 
 
 def needed(name: str) -> str:
@@ -218,6 +223,14 @@ def needed(name: str) -> str:
     if path is None:
         pytest.skip(f"{name} does not name the official evaluator's file")
     return path
+
+
+def of_llava(name: str) -> Path:
+    """A file of the llava package's evaluation, which runs without the rest of the package."""
+    spec = importlib.util.find_spec("llava")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("could not import 'llava'")
+    return Path(spec.submodule_search_locations[0]) / "eval" / name
 
 
 POPE_TEXTS = (
@@ -248,16 +261,14 @@ def test_pope_numbers_are_those_of_its_evaluator() -> None:
 
 @pytest.mark.reference
 def test_pope_numbers_equal_its_evaluator_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_pope(Path(needed("POPE_EVAL")), tmp_path, capsys) == pytest.approx(POPE, abs=1e-12)
+    assert run_pope(of_llava("eval_pope.py"), tmp_path, capsys) == pytest.approx(POPE, abs=1e-12)
 
 
 def run_pope(path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
     questions, texts = pope_file()
-    answers, labels = folder / "answers.json", folder / "labels.json"
-    answers.write_text("".join(json.dumps({"answer": text}) + "\n" for text in texts))
+    labels = folder / "labels.json"
     labels.write_text("".join(json.dumps({"label": item.answers[0]}) + "\n" for item in questions))
-    source = path.read_text().replace("ans_file = ''", f"ans_file = {str(answers)!r}")
-    exec(source.replace("label_file = ''", f"label_file = {str(labels)!r}"), {})
+    module_at(path).eval_pope([{"text": text} for text in texts], labels)
     printed = dict(line.split(": ") for line in capsys.readouterr().out.splitlines() if ": " in line)
     names = ("accuracy", "precision", "recall", "f1", "yes_rate")
     titles = ("Accuracy", "Precision", "Recall", "F1 score", "Yes ratio")
