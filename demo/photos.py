@@ -11,9 +11,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from sfvlm.choices import SCENE_TEST_SEED
 from sfvlm.decode import decode_image
 from sfvlm.scenes import render_scene
-from sfvlm.vqa_sources import SCENE_TEST_SEED
 
 UPLOAD_LIMIT = "20mb"
 MAX_PIXELS = 64_000_000

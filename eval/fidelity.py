@@ -16,8 +16,7 @@ photo. The photos need no right answers; how good the host itself is, eval/vqa.p
 host's processor shows them, padded or cropped; of a host that cuts them into tiles, the overview alone.
 """
 
-from sfvlm.cli import run
-from sfvlm.commands.fidelity import FidelityCommand, fidelity_command
+from sfvlm.cli import command
 
 if __name__ == "__main__":
-    run(fidelity_command, FidelityCommand)
+    command("fidelity")

@@ -33,8 +33,7 @@ thread count; the device has finished before a clock is read. The medians and th
 themselves belong to the machine, which the JSON file names. More: docs/speed.md.
 """
 
-from sfvlm.cli import run
-from sfvlm.commands.speed import SpeedCommand, speed_command
+from sfvlm.cli import command
 
 if __name__ == "__main__":
-    run(speed_command, SpeedCommand)
+    command("speed")

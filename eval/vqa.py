@@ -42,8 +42,7 @@ difference from the first model, and the share of its score that is retained, bo
 file has all numbers, by category too, and the rule each was computed by.
 """
 
-from sfvlm.cli import run
-from sfvlm.commands.vqa import VqaCommand, vqa_command
+from sfvlm.cli import command
 
 if __name__ == "__main__":
-    run(vqa_command, VqaCommand)
+    command("vqa")

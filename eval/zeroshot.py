@@ -20,8 +20,7 @@ cosine). A ViT-Ti takes about 25 ms a photo on one CPU core; at 112 of its 224 p
 half of its accuracy.
 """
 
-from sfvlm.cli import run
-from sfvlm.commands.zeroshot import ZeroShotCommand, zeroshot_command
+from sfvlm.cli import command
 
 if __name__ == "__main__":
-    run(zeroshot_command, ZeroShotCommand)
+    command("zeroshot")

@@ -10,8 +10,7 @@ Without arguments: the shipped CLIP, rendered scenes, 200 steps; about five minu
 Continue an interrupted run by the same command with --resume. Several GPUs: `torchrun --nproc_per_node 8 scripts/...`.
 """
 
-from sfvlm.cli import run
-from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
+from sfvlm.cli import command
 
 if __name__ == "__main__":
-    run(bootstrap_command, BootstrapCommand)
+    command("bootstrap")

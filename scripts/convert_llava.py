@@ -8,8 +8,7 @@ Weights go from file to file as they are stored; no more than one file of 5 GB i
 alone and deltas are refused with what to do first.
 """
 
-from sfvlm.cli import run
-from sfvlm.commands.convert import ConvertCommand, convert_command
+from sfvlm.cli import command
 
 if __name__ == "__main__":
-    run(convert_command, ConvertCommand)
+    command("convert")

@@ -11,8 +11,7 @@ merging-gradual.
 Without arguments it swaps the LLaVA that is shipped with the package.
 """
 
-from sfvlm.cli import run
-from sfvlm.commands.swap import SwapCommand, swap_command
+from sfvlm.cli import command
 
 if __name__ == "__main__":
-    run(swap_command, SwapCommand)
+    command("swap")

@@ -1,14 +1,20 @@
 """Sparse vision towers: bootstraps a SparseFormer from a CLIP tower and unlabelled photos.
 
-Importing registers the models with transformers' Auto classes and does nothing else.
+Importing registers the models with transformers' Auto classes and does nothing else. The public names are imported when they
+are asked for, so that the `sfvlm` command can say what its flags are before torch is there.
 """
 
-from transformers import AutoConfig, AutoModel
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from .configuration import SparseFormerConfig, preset
-from .reduce import ReducedTower, ReducedTowerConfig
-from .sparseformer import SparseFormerModel, SparseFormerOutput
-from .swap import swap
+from .registration import register_once_imported
+
+if TYPE_CHECKING:
+    from .configuration import SparseFormerConfig, preset
+    from .reduce import ReducedTower
+    from .reduce_config import ReducedTowerConfig
+    from .sparseformer import SparseFormerModel, SparseFormerOutput
+    from .swap_host import swap
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,7 +27,30 @@ __all__ = [
     "swap",
 ]
 
-AutoConfig.register(SparseFormerConfig.model_type, SparseFormerConfig, exist_ok=True)
-AutoModel.register(SparseFormerConfig, SparseFormerModel, exist_ok=True)
-AutoConfig.register(ReducedTowerConfig.model_type, ReducedTowerConfig, exist_ok=True)
-AutoModel.register(ReducedTowerConfig, ReducedTower, exist_ok=True)
+register_once_imported()
+
+
+def __getattr__(name: str) -> Any:
+    """A public name; or one of the package's modules, as `sfvlm.roi` after `import sfvlm` alone."""
+    global ReducedTower, ReducedTowerConfig, SparseFormerConfig, SparseFormerModel, SparseFormerOutput, preset, swap
+    if name in __all__:
+        from .configuration import SparseFormerConfig, preset
+        from .reduce import ReducedTower
+        from .reduce_config import ReducedTowerConfig
+        from .sparseformer import SparseFormerModel, SparseFormerOutput
+        from .swap_host import swap
+
+        return globals()[name]
+    missing = AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name.startswith("_"):
+        raise missing
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+        raise missing from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

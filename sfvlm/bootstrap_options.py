@@ -4,11 +4,13 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from .alignment import Objective
-from .configuration import SparseFormerConfig
-from .inherit import TuneMethod
+from .choices import TuneMethod
+from .objective import Objective
+
+if TYPE_CHECKING:
+    from .configuration import SparseFormerConfig
 
 # What a resumed run may change: it still ends on the bits of an uninterrupted one. (On what kind of device it runs is compared
 # itself, so that `cpu` may be said or not where there is nothing else.)
@@ -98,7 +100,7 @@ class BootstrapOptions:
     cpu: bool = False
     """Stay on the CPU though there is an accelerator."""
 
-    def check(self, config: SparseFormerConfig) -> None:
+    def check(self, config: "SparseFormerConfig") -> None:
         """Whether a student of this configuration can be trained so.
 
         Raises:

@@ -10,20 +10,21 @@ import tyro
 
 Options = TypeVar("Options")
 
-# Name -> module, options, action. Each is imported when it is asked for.
+# Name -> options in the module of that name in `sfvlm.commands.options`, action in that of `sfvlm.commands`. Each is imported
+# when it is asked for: the action, which needs torch, when the flags have been read.
 COMMANDS = {
-    "bootstrap": ("sfvlm.commands.bootstrap", "BootstrapCommand", "bootstrap_command"),
-    "zeroshot": ("sfvlm.commands.zeroshot", "ZeroShotCommand", "zeroshot_command"),
-    "swap": ("sfvlm.commands.swap", "SwapCommand", "swap_command"),
-    "vqa": ("sfvlm.commands.vqa", "VqaCommand", "vqa_command"),
-    "retained": ("sfvlm.commands.retained", "RetainedCommand", "retained_command"),
-    "fidelity": ("sfvlm.commands.fidelity", "FidelityCommand", "fidelity_command"),
-    "convert": ("sfvlm.commands.convert", "ConvertCommand", "convert_command"),
-    "speed": ("sfvlm.commands.speed", "SpeedCommand", "speed_command"),
-    "boxes": ("sfvlm.commands.boxes", "BoxesCommand", "boxes_command"),
-    "focus": ("sfvlm.commands.focus", "FocusCommand", "focus_command"),
-    "onnx": ("sfvlm.commands.onnx", "OnnxCommand", "onnx_command"),
-    "zoo": ("sfvlm.commands.zoo", "ZooCommand", "zoo_command"),
+    "bootstrap": ("BootstrapCommand", "bootstrap_command"),
+    "zeroshot": ("ZeroShotCommand", "zeroshot_command"),
+    "swap": ("SwapCommand", "swap_command"),
+    "vqa": ("VqaCommand", "vqa_command"),
+    "retained": ("RetainedCommand", "retained_command"),
+    "fidelity": ("FidelityCommand", "fidelity_command"),
+    "convert": ("ConvertCommand", "convert_command"),
+    "speed": ("SpeedCommand", "speed_command"),
+    "boxes": ("BoxesCommand", "boxes_command"),
+    "focus": ("FocusCommand", "focus_command"),
+    "onnx": ("OnnxCommand", "onnx_command"),
+    "zoo": ("ZooCommand", "zoo_command"),
 }
 
 
@@ -32,20 +33,25 @@ def main(arguments: list[str] | None = None) -> None:
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         for known in COMMANDS:
-            options, _ = _command(known)
-            say(f"sfvlm {known:<10} {(options.__doc__ or '').splitlines()[0]}")
+            say(f"sfvlm {known:<10} {(_options(known).__doc__ or '').splitlines()[0]}")
     elif name in COMMANDS:
-        options, action = _command(name)
-        run(action, options, rest)
+        command(name, rest)
     else:
         sys.stderr.write(f"error: There is no command {name!r}; the commands are {', '.join(COMMANDS)}.\n")
         raise SystemExit(2)
 
 
-def _command(name: str) -> tuple[type, Callable[[Any], None]]:
-    module_name, options, action = COMMANDS[name]
-    module = importlib.import_module(module_name)
-    return getattr(module, options), getattr(module, action)
+def command(name: str, arguments: list[str] | None = None) -> None:
+    """One of `COMMANDS`, with its flags: by default those of the process, for a script that is this command."""
+
+    def action(parsed: Any) -> None:
+        getattr(importlib.import_module(f"sfvlm.commands.{name}"), COMMANDS[name][1])(parsed)
+
+    run(action, _options(name), arguments)
+
+
+def _options(name: str) -> type:
+    return getattr(importlib.import_module(f"sfvlm.commands.options.{name}"), COMMANDS[name][0])
 
 
 def say(text: str) -> None:

@@ -6,10 +6,11 @@ The configuration decides; a name or a path never does. It travels in the folder
 import math
 from collections.abc import Sequence
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
-from transformers import PreTrainedConfig
-from transformers.activations import ACT2CLS
+from transformers.configuration_utils import PreTrainedConfig
+
+from .choices import Focusing
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -19,7 +20,6 @@ SIZES = (
     "image_size", "num_tokens", "teacher_patch_size", "teacher_grid", "glimpse_size", "hidden_size", "num_hidden_layers",
     "num_attention_heads", "intermediate_size",
 )  # fmt: skip
-Focusing = Literal["inherited", "chosen", "fresh"]
 Pooling = Literal["cls", "attention", "mean"]
 
 
@@ -133,7 +133,15 @@ class SparseFormerConfig(PreTrainedConfig):
     aligned_layers: list[int] | None = None
     initializer_range: float = 0.02
 
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """AutoModel knows the model from the first configuration on, unpickled ones too."""
+        from . import sparseformer  # noqa: F401  not before: see `sfvlm.registration`
+
+        return super().__new__(cls)
+
     def __post_init__(self, **kwargs: Any) -> None:
+        from transformers.activations import ACT2CLS
+
         super().__post_init__(**kwargs)
         for name, kind in SparseFormerConfig.__annotations__.items():
             _check_type(name, getattr(self, name), kind)

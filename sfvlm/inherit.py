@@ -8,13 +8,14 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .configuration import Focusing, SparseFormerConfig
+from .choices import Focusing
+from .configuration import SparseFormerConfig
 from .sparseformer import SparseFormerModel
 from .teachers import Teacher
 from .tensors import check_keys
@@ -63,8 +64,6 @@ FRESH_TENSORS: dict[str, tuple[str, ...]] = {
     ),
     "fresh": ("focusing.*",),
 }
-
-TuneMethod = Literal["full", "lora"]
 
 
 class Row(NamedTuple):

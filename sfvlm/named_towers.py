@@ -5,7 +5,7 @@ from pathlib import Path
 from .chat import Host
 from .reduce import REDUCE, reduce_host
 from .reduce_methods import method_named
-from .swap import swap
+from .swap_host import swap
 from .zoo import folder_of, resolve
 
 

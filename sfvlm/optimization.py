@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .alignment import Objective
 from .bootstrap_options import BootstrapOptions
 from .inherit import is_fresh
+from .objective import Objective
 from .sparseformer import SparseFormerModel
 
 

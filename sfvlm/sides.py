@@ -23,8 +23,8 @@ from transformers import AutoConfig, AutoModel
 from .chat import Host, open_host
 from .chat_reply import Reply
 from .sparseformer import SparseFormerModel
-from .swap import swap
 from .swap_folders import DENSE, MANIFEST, TEMPLATES, read_manifest
+from .swap_host import swap
 from .swap_weights import bytes_hash, parts, tower_prefix
 from .weight_files import SAFE_INDEX, open_weights, read_tensors
 from .zoo import resolve

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
@@ -260,3 +260,6 @@ class SparseFormerModel(PreTrainedModel):
             init.ones_(module.power)
         elif isinstance(module, SparseFormerModel) and module.cls_token is not None:
             init.trunc_normal_(module.cls_token, std=std)
+
+
+AutoModel.register(SparseFormerConfig, SparseFormerModel, exist_ok=True)

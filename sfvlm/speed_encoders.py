@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from .blocks import ProportionalAttention
-from .configuration import PRESETS, Focusing, SparseFormerConfig, preset
+from .choices import Focusing
+from .configuration import PRESETS, SparseFormerConfig, preset
 from .controls import macs
 from .export import open_student
 from .inherit import student_config

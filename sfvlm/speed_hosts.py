@@ -20,13 +20,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .chat import Host, user_message
+from .choices import SPEED_PROMPT
 from .controls import macs, macs_a_photo
 from .host_reader import next_word
 from .speed import Measures, Phases, Row, cost_rows, in_turns
 from .speed_energy import Meter
 from .swap_plan import HOSTS
 
-PROMPT = "Describe the photo in detail."
 PHOTO_INPUTS = ("pixel_values", "image_sizes", "batch_num_images")  # what a processor makes of photos
 
 
@@ -99,7 +99,7 @@ class Parts:
         return Written(*next_word(self.model, embedded, cache, mask), mask)
 
 
-def host_subject(host: Host, name: str, photos: Sequence[Image.Image], prompt: str = PROMPT) -> Subject:
+def host_subject(host: Host, name: str, photos: Sequence[Image.Image], prompt: str = SPEED_PROMPT) -> Subject:
     """An open host that is asked one prompt about one photo after another."""
 
     def inputs(count: int, turn: int) -> dict[str, Tensor]:

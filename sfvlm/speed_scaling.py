@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
+from .choices import SCALING_IMAGE_SIZES
 from .sparseformer import SparseFormerModel
 from .speed import Measures, Row, cost_rows, in_turns
 from .speed_encoders import Encoder, at_budget
@@ -21,7 +22,6 @@ from .speed_rounds import timed_encode
 
 SCALING_BUDGETS = (16, 25, 36, 49, 64, 81, 100, 121, 144, 169, 196)
 SCALING_BATCH_SIZES = (1, 2, 4, 8)
-SCALING_IMAGE_SIZES = (224, 336, 448, 560, 672)  # multiples of 14 and of 16
 
 
 @dataclass(frozen=True)

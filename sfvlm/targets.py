@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .alignment import Objective, Target
+from .alignment import Target
 from .blocks import attention_received
 from .bootstrap_options import BootstrapOptions
 from .configuration import SparseFormerConfig
 from .host_reader import HostReader
 from .host_texts import Conversations
+from .objective import Objective
 from .teacher_cache import TeacherCache
 from .teachers import TeacherOutput
 from .views import ViewBatch

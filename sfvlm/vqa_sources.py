@@ -20,21 +20,16 @@ from typing import Any, Literal
 import numpy as np
 
 from .caption_objects import objects_possible, times_shown
+from .choices import Negatives, Split
 from .decode import Photo
 from .images import Photos, readable
 from .scene_texts import with_article
 from .vqa_questions import SHORT_ANSWER, Question
 
-Split = Literal["train", "test", "all"]
-# matched: an object is asked for as often where it is absent as where it is present, and there where it would be
-# expected; knowing the objects' names alone then answers half. The others are POPE's rules (arXiv 2305.10355), by
-# which a rare object is nearly always present.
-Negatives = Literal["matched", "random", "popular", "adversarial"]
 Labels = dict[str, list[str]]  # of objects, by photo
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
 # One photo in so many is held out, where a source has no test photos of its own. The shipped models keep to it.
 COCO_HELD_OUT, DAQUAR_HELD_OUT = 4, 5
-SCENE_TEST_SEED = 1_000_000  # of the scenes that are for evaluation
 
 
 def photo_split(key: str, every: int = COCO_HELD_OUT) -> Literal["train", "test"]:

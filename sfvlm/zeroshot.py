@@ -10,7 +10,7 @@ Shapes: B batch, N photos, T texts, K classes, E width of the shared space.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from .choices import Task
 from .decode import UnreadablePhoto
 from .images import FolderPhotos, Photos, ScenePhotos, open_photos
 from .metrics import (
@@ -36,8 +37,6 @@ from .subsets import spread
 from .teachers import TeacherOutput
 from .texts import Template, TextEncoder, are_wordnet_ids, imagenet_indices, imagenet_names, imagenet_templates
 from .views import check_crop, evaluation_view, normalize
-
-Task = Literal["auto", "classification", "retrieval", "fidelity"]
 
 
 class Student(nn.Module):

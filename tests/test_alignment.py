@@ -4,8 +4,9 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from sfvlm.alignment import Objective, Target, align, anchor_targets, anchored_tokens, for_host, pooled_cosine
+from sfvlm.alignment import Target, align, anchor_targets, anchored_tokens, for_host, pooled_cosine
 from sfvlm.inherit import inherit, student_config
+from sfvlm.objective import Objective
 from sfvlm.sparseformer import SparseFormerOutput
 from sfvlm.targets import TeacherTargets
 from sfvlm.teachers import open_teacher

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tiny import tiny_config
 
 from sfvlm import SparseFormerModel
-from sfvlm.alignment import Objective, align, for_host
+from sfvlm.alignment import align, for_host
 from sfvlm.bootstrap import BootstrapOptions, NonFiniteLoss, bootstrap, rate_at
 from sfvlm.bootstrap_photos import split_photos
 from sfvlm.chat import open_host
@@ -26,6 +26,7 @@ from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
 from sfvlm.export import open_student
 from sfvlm.images import open_photos
 from sfvlm.inherit import inherit, student_config
+from sfvlm.objective import Objective
 from sfvlm.targets import TeacherTargets
 from sfvlm.teacher_cache import TeacherCache
 from sfvlm.teachers import open_teacher

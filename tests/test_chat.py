@@ -24,7 +24,7 @@ from sfvlm.chat_reply import Clock
 from sfvlm.reduce import reduce_host
 from sfvlm.scenes import render_scene
 from sfvlm.side_words import budget_in_words
-from sfvlm.swap import swap
+from sfvlm.swap_host import swap
 
 PROMPTS = ["What color?", "How many circles are there in this picture, and where?", "a", "Is there a dog?"]
 

@@ -8,10 +8,11 @@ import torch
 from tiny import tiny_config, tiny_model
 
 from sfvlm import SparseFormerModel
-from sfvlm.alignment import Objective, Target, align, anchor_targets, saliency_error
+from sfvlm.alignment import Target, align, anchor_targets, saliency_error
 from sfvlm.blocks import attention_received
 from sfvlm.focusing import ChosenFocusing
 from sfvlm.inherit import inherit, student_config
+from sfvlm.objective import Objective
 from sfvlm.reduce import reduce
 from sfvlm.teachers import open_teacher
 

@@ -21,7 +21,7 @@ from sfvlm.inherit import inherit, student_config
 from sfvlm.named_towers import put_tower
 from sfvlm.scenes import render_scene
 from sfvlm.sides import twin_of
-from sfvlm.swap import swap
+from sfvlm.swap_host import swap
 from sfvlm.teachers import open_teacher
 from sfvlm.views import evaluation_view, normalize, tower_pixels
 

@@ -11,7 +11,7 @@ from tiny_hosts import opened
 from transformers import AutoProcessor, CLIPVisionConfig, CLIPVisionModel, LlavaImageProcessor
 
 from sfvlm import SparseFormerModel
-from sfvlm.alignment import Objective, Target, align, anchor_targets, answer_divergence, for_host
+from sfvlm.alignment import Target, align, anchor_targets, answer_divergence, for_host
 from sfvlm.bootstrap import BootstrapOptions, _Run, bootstrap
 from sfvlm.chat import open_host
 from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
@@ -21,8 +21,9 @@ from sfvlm.host_reader import HostReader
 from sfvlm.host_texts import LONGEST_ANSWER, Conversations, Interview, prompts_for, read_prompts
 from sfvlm.images import open_photos
 from sfvlm.inherit import inherit, student_config
+from sfvlm.objective import Objective
 from sfvlm.scenes import render_scene
-from sfvlm.swap import swap
+from sfvlm.swap_host import swap
 from sfvlm.targets import TeacherTargets
 from sfvlm.teachers import check_own_tower, open_teacher
 from sfvlm.views import Selection, ViewDataset, collate_views, normalize, tower_pixels

@@ -20,7 +20,7 @@ from tiny_hosts import PINPOINTS, opened, photo, tiny_tower
 
 from sfvlm.llava_package import register, unregister
 from sfvlm.llava_tower import LlavaTower
-from sfvlm.swap import swap
+from sfvlm.swap_host import swap
 
 pytestmark = [
     pytest.mark.reference,

@@ -20,7 +20,7 @@ from sfvlm.cli import run
 from sfvlm.commands.swap import SwapCommand, swap_command
 from sfvlm.controls import LargerPatch, LowerResolution, TokenMerging, macs
 from sfvlm.reduce import METHODS, ReducedTower, ReducedTowerConfig, reduce, reduce_host
-from sfvlm.swap import swap, swap_folder, undo_folder
+from sfvlm.swap_host import swap, swap_folder, undo_folder
 from sfvlm.teachers import DenseTransformer, open_teacher
 from sfvlm.tower import check_tower
 

@@ -20,7 +20,7 @@ from sfvlm.reduce import reduce_host
 from sfvlm.scenes import render_scene
 from sfvlm.side_words import budget_in_words, cost_in_words, difference_in_words, word_difference
 from sfvlm.sides import Sides, open_sides, with_tower, write_together
-from sfvlm.swap import swap_folder
+from sfvlm.swap_host import swap_folder
 from sfvlm.teachers import open_teacher
 from sfvlm.views import tower_pixels
 from sfvlm.zeroshot import Student

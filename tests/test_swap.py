@@ -23,7 +23,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from sfvlm import SparseFormerModel
 from sfvlm.configuration import CLIP_MEAN, CLIP_STD
 from sfvlm.inherit import inherit, student_config
-from sfvlm.swap import swap, swap_folder
+from sfvlm.swap_host import swap, swap_folder
 from sfvlm.swap_weights import bytes_hash
 from sfvlm.teachers import open_teacher
 

@@ -17,7 +17,7 @@ from sfvlm.cli import run
 from sfvlm.commands.swap import SwapCommand, swap_command
 from sfvlm.named_towers import split_tower
 from sfvlm.sides import open_sides
-from sfvlm.swap import swap, swap_folder, undo_folder
+from sfvlm.swap_host import swap, swap_folder, undo_folder
 from sfvlm.swap_weights import bytes_hash, parts
 from sfvlm.weight_files import open_weights, read_tensors
 

@@ -9,7 +9,7 @@ import torch
 from tiny_hosts import PROMPT, logits, opened, photo, tiny_tower
 from tiny_llava import tiny_llava
 
-from sfvlm.swap import swap, swap_folder
+from sfvlm.swap_host import swap, swap_folder
 from sfvlm.swap_quantized import KEPT_WHOLE, check_census, check_products, quantization
 
 

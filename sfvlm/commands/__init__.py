@@ -1,1 +1,1 @@
-"""What a person can ask for: one module a command, its flags as a dataclass, and what it does as one function."""
+"""What a person can ask for: one module a command says what it does, and one of `options` its flags."""

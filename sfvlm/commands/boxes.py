@@ -1,29 +1,11 @@
 """The command that draws where the tokens looked."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from ..cli import say
 from ..export import open_student
 from ..images import open_photos
 from ..visualize import draw_focusing, save_picture
 from ..zoo import folder_of
-
-
-@dataclass(frozen=True)
-class BoxesCommand:
-    """Draw where the tokens looked: the photo, then its boxes after each step."""
-
-    model: str
-    """A SparseFormer: folder, hub id, or name of `sfvlm zoo`."""
-    photo: str
-    """An image file, or scenes:1:SEED for a rendered one."""
-    out: Path
-    """The picture to write."""
-    num_tokens: int | None = None
-    """Budget; default the model's."""
-    points: bool = False
-    """Also draw the sampling points."""
+from .options.boxes import BoxesCommand
 
 
 def boxes_command(command: BoxesCommand) -> None:

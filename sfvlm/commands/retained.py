@@ -2,31 +2,16 @@
 
 import shlex
 import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated
-
-import tyro
+from dataclasses import asdict
 
 from ..cli import say
 from ..files import write_json
 from ..results import aligned, check_json, provenance
 from ..vqa_retained import BenchmarkScores, Retained, is_scores, left_out, read_scores, retained
 from ..vqa_statistics import Interval
+from .options.retained import RetainedCommand
 
 GUESSED = ("pope", "pope-like", "pope-captions")  # yes or no, as often: who guesses is right half of the time
-
-
-@dataclass(frozen=True)
-class RetainedCommand:
-    """Join results of eval/vqa.py: the share of the first model's score that each other one retains, on average too."""
-
-    results: Annotated[list[Path], tyro.conf.Positional]
-    """Files that eval/vqa.py --out wrote, one a benchmark, all with the same first model; models go by their names."""
-    of: str | None = None
-    """The model whose lead over each other one is asked for, as the results name it; default the second."""
-    out: Path | None = None
-    """A .json file to write."""
 
 
 def retained_command(command: RetainedCommand) -> None:

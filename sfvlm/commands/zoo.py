@@ -1,17 +1,8 @@
 """The command that lists and fetches named weights."""
 
-from dataclasses import dataclass
-
 from ..cli import say
 from ..zoo import folder_of, listing
-
-
-@dataclass(frozen=True)
-class ZooCommand:
-    """List the named weights, or fetch some and print where they are."""
-
-    fetch: str | None = None
-    """A name: its weights are downloaded or put together, and the folder is printed."""
+from .options.zoo import ZooCommand
 
 
 def zoo_command(command: ZooCommand) -> None:
