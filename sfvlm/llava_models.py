@@ -27,11 +27,11 @@ class _Between:
     replaced: dict[str, Callable[..., Any]]
 
 
-def adapt(arch: types.ModuleType) -> None:
+def adapt(arch: types.ModuleType | None) -> None:
     """Translates the models of the package that need it; again is once.
 
     Args:
-        arch: Its `llava.model.llava_arch`, from which all of them inherit.
+        arch: Its `llava.model.llava_arch`, from which all of them inherit; None, or one without them, has none to translate.
     """
     for kind in _models(arch):
         names = {method: found for method in METHODS if (found := _disagreement(kind, method))}
@@ -43,7 +43,7 @@ def adapt(arch: types.ModuleType) -> None:
             kind.__bases__ = (between, *kind.__bases__)
 
 
-def restore(arch: types.ModuleType) -> None:
+def restore(arch: types.ModuleType | None) -> None:
     """Undoes `adapt`."""
     for kind in _models(arch):
         between = kind.__bases__[0]
@@ -53,9 +53,10 @@ def restore(arch: types.ModuleType) -> None:
                 setattr(kind, method, original)
 
 
-def _models(arch: types.ModuleType) -> Iterator[type]:
+def _models(arch: types.ModuleType | None) -> Iterator[type]:
     """All classes of language models that were imported, parents first."""
-    waiting = [arch.LlavaMetaForCausalLM] if hasattr(arch, "LlavaMetaForCausalLM") else []
+    root = getattr(arch, "LlavaMetaForCausalLM", None)
+    waiting = [] if root is None else [root]
     while waiting:
         kind = waiting.pop(0)
         yield kind

@@ -37,7 +37,9 @@ class _Builder:
         self.original, self.tower = original, tower
 
     def __call__(self, vision_tower_cfg: Any, **options: Any) -> VisionTower:
-        adapt(sys.modules[ARCH])  # a host that asks for its tower may be of a class that was imported since `register`
+        adapt(
+            sys.modules.get(ARCH)
+        )  # a host that asks for its tower may be of a class that was imported since `register`
         cfg = vision_tower_cfg
         name = getattr(cfg, "mm_vision_tower", getattr(cfg, "vision_tower", None))
         if self.tower and hasattr(cfg, "mm_vision_tower") and name != PREFIX + self.tower:
@@ -89,7 +91,7 @@ def register(tower: str | None = None) -> None:
     if tower is not None:
         open_config(Path(resolve(tower)))
     builder = _import_builder()
-    adapt(sys.modules[ARCH])
+    adapt(sys.modules.get(ARCH))
     found = getattr(builder, FUNCTION)
     if isinstance(found, _Builder):
         found.tower = tower
@@ -101,7 +103,7 @@ def unregister() -> None:
     """Undoes `register`, also in modules that were imported since."""
     found = getattr(sys.modules.get(BUILDER), FUNCTION, None)
     if isinstance(found, _Builder):
-        restore(sys.modules[ARCH])
+        restore(sys.modules.get(ARCH))
         _replace(found, found.original)
 
 

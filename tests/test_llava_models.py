@@ -110,6 +110,7 @@ def test_what_agrees_is_left_alone() -> None:
     assert before == (vars(kind)["forward"], vars(kind)["prepare_inputs_for_generation"], kind.__mro__)
     assert not hasattr(without, "forward")
     adapt(types.ModuleType("no_such_classes"))
+    adapt(None)
 
 
 def test_a_class_on_a_class_of_the_package_is_translated_too() -> None:
