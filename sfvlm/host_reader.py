@@ -9,7 +9,7 @@ Shapes: B photos, N image tokens, D width of the tower, W width of the language 
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,4 +177,10 @@ def remembering(model: Any, cache: DynamicCache) -> dict[str, Any]:
 
 @functools.cache
 def _cache_name(kind: type) -> str:
-    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+    return cache_name(kind.forward) or "past_key_values"
+
+
+def cache_name(method: Callable[..., Any]) -> str | None:
+    """The name by which a model's method takes its cache; None where it names none."""
+    parameters = inspect.signature(method).parameters
+    return next((name for name in ("cache", "past_key_values") if name in parameters), None)

@@ -20,9 +20,11 @@ from typing import Any
 from .errors import reason
 from .export import open_config
 from .llava_contract import VisionTower, pinpoints
+from .llava_models import adapt, restore
 from .llava_tower import PREFIX, LlavaTower
 from .zoo import resolve
 
+ARCH = "llava.model.llava_arch"
 BUILDER = "llava.model.multimodal_encoder.builder"
 FUNCTION = "build_vision_tower"
 
@@ -35,6 +37,9 @@ class _Builder:
         self.original, self.tower = original, tower
 
     def __call__(self, vision_tower_cfg: Any, **options: Any) -> VisionTower:
+        adapt(
+            sys.modules.get(ARCH)
+        )  # a host that asks for its tower may be of a class that was imported since `register`
         cfg = vision_tower_cfg
         name = getattr(cfg, "mm_vision_tower", getattr(cfg, "vision_tower", None))
         if self.tower and hasattr(cfg, "mm_vision_tower") and name != PREFIX + self.tower:
@@ -74,6 +79,8 @@ class _Builder:
 def register(tower: str | None = None) -> None:
     """Makes the installed `llava` package accept "sfvlm:FOLDER" as a tower, in all its modules; again is once.
 
+    Its language models are called by the names that the installed transformers uses (`sfvlm.llava_models`).
+
     Args:
         tower: A SparseFormer folder or name, to be put into every host that is opened, whatever its config.json names.
             Projector and language model stay the host's.
@@ -84,6 +91,7 @@ def register(tower: str | None = None) -> None:
     if tower is not None:
         open_config(Path(resolve(tower)))
     builder = _import_builder()
+    adapt(sys.modules.get(ARCH))
     found = getattr(builder, FUNCTION)
     if isinstance(found, _Builder):
         found.tower = tower
@@ -95,6 +103,7 @@ def unregister() -> None:
     """Undoes `register`, also in modules that were imported since."""
     found = getattr(sys.modules.get(BUILDER), FUNCTION, None)
     if isinstance(found, _Builder):
+        restore(sys.modules.get(ARCH))
         _replace(found, found.original)
 
 
@@ -111,8 +120,8 @@ def _import_builder() -> types.ModuleType:
     except Exception as error:
         if importlib.util.find_spec("llava") is None:
             raise ValueError(
-                "The package llava is not installed: get github.com/haotian-liu/LLaVA and `pip install --no-deps -e` it, "
-                "or put its folder on PYTHONPATH."
+                "The package llava is not installed: `pip install --no-deps llava-torch`, or get github.com/haotian-liu/LLaVA "
+                "and put its folder on PYTHONPATH."
             ) from error
         raise ValueError(f"The package llava cannot be imported: {reason(_hidden(error))}") from error
 

@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import re
 import sys
+import tomllib
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.requirements import Requirement
+from packaging.version import Version
 from tiny_hosts import SIDE, photo, tiny_tower
 from torch import nn
 
@@ -493,3 +498,55 @@ def test_the_runner_without_the_package_ends_with_one_sentence(
         main(["llava.serve.cli"])
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("error: The package llava is not installed")
+
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = "python -m pytest -m reference tests/test_llava_reference.py"
+
+
+def supported() -> Requirement:
+    """The transformers that pyproject.toml allows."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return next(each for each in map(Requirement, wanted) if each.name == "transformers")
+
+
+def versions_run() -> list[Version]:
+    """First column of the table of docs/llava-package.md."""
+    page = (ROOT / "docs" / "llava-package.md").read_text()
+    table = page.split("| transformers | package | result |\n")[1].split("\n\n")[0]
+    return [Version(found) for found in re.findall(r"^\| (\d[\w.]*) \|.*\| passed \|$", table, re.MULTILINE)]
+
+
+def check_versions(run: list[Version], wanted: Requirement, installed: str) -> None:
+    """Fails unless the versions that were run reach from the oldest supported to the installed one."""
+    assert run == sorted(run), "The versions that were run are not in order."
+    assert all(each in wanted.specifier for each in run), f"A version that was run is none of {wanted}."
+    oldest = next(Version(each.version) for each in wanted.specifier if each.operator == ">=")
+    assert run[0].release[:2] == oldest.release[:2], (
+        f"The oldest supported transformers is {oldest}, and {run[0]} was run."
+    )
+    now = Version(installed)
+    assert now.release[:2] <= run[-1].release[:2], (
+        f"transformers {now} is newer than any that the llava package was run with ({run[-1]}): run `{REFERENCE}` with the "
+        "package installed, and write the row into docs/llava-package.md."
+    )
+
+
+def test_the_page_says_of_every_transformers_from_the_oldest_to_the_installed_one_that_the_package_ran() -> None:
+    check_versions(versions_run(), supported(), transformers.__version__)
+
+
+@pytest.mark.parametrize(
+    ("run", "wanted", "installed", "said"),
+    [
+        ("5.8.0 5.24.0", ">=5.8,<6", "5.25.0", r"transformers 5.25.0 is newer than .* \(5.24.0\): run `python -m pytest -m reference"),
+        ("5.8.0 5.24.0", ">=5.8,<7", "6.0.0", "6.0.0 is newer"),
+        ("5.8.0 5.24.0", ">=5.7,<6", "5.24.0", "oldest supported transformers is 5.7, and 5.8.0 was run"),
+        ("5.8.0 5.24.0", ">=5.9,<6", "5.24.0", "none of transformers<6,>=5.9"),
+        ("5.24.0 5.8.0", ">=5.8,<6", "5.24.0", "not in order"),
+    ],
+)  # fmt: skip
+def test_a_transformers_that_was_not_run_is_named(run: str, wanted: str, installed: str, said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        check_versions([Version(each) for each in run.split()], Requirement(f"transformers{wanted}"), installed)
+    check_versions([Version("5.8.0"), Version("5.24.0")], Requirement("transformers>=5.8,<6"), "5.24.3")

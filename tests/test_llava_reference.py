@@ -1,8 +1,10 @@
 """The adapter in the original `llava` package itself, against transformers' LLaVA on the same weights.
 
-    PYTHONPATH=/path/of/LLaVA python -m pytest -m reference tests/test_llava_reference.py
+    pip install --no-deps llava-torch, or PYTHONPATH=/path/of/LLaVA
+    python -m pytest -m reference tests/test_llava_reference.py
 
-Beside what sfvlm needs, the package imports `requests` and its `model_vqa_loader` `shortuuid`.
+Beside what sfvlm needs, the package imports `requests` and its `model_vqa_loader` `shortuuid`. A transformers for which this
+passed is written into the table of docs/llava-package.md.
 """
 
 import importlib.util
@@ -10,13 +12,16 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import randomize
 from tiny_hosts import PINPOINTS, opened, photo, tiny_tower
+from torch import nn
 
 from sfvlm.llava_package import register, unregister
 from sfvlm.llava_tower import LlavaTower
@@ -143,6 +148,106 @@ def test_tiles_of_49_tokens_give_the_answer_of_transformers_llava_next(
     assert found == count
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(tokens, reference)
+
+
+CONVERSATIONS = {
+    "one photo": ["USER: <image>\nIs there a dog? ASSISTANT:"],
+    "two photos": ["USER: <image>\n<image>\nHow many? ASSISTANT:"],
+    "no photo": ["USER: How many? ASSISTANT:"],
+    "a batch": [
+        "USER: <image>\nIs there a dog? ASSISTANT:",
+        "USER: <image>\nWhat color is the biggest object? ASSISTANT:",
+    ],
+}
+GREEDY, BEAMS = dict(do_sample=False), dict(do_sample=False, num_beams=3)
+
+
+def padded(rows: list[torch.Tensor], value: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids filled up on the left, (B, T), and where they are."""
+    length = max(len(row) for row in rows)
+    ids = torch.stack([nn.functional.pad(row, (length - len(row), 0), value=value) for row in rows])
+    return ids, torch.stack([torch.arange(length) >= length - len(row) for row in rows])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("asked", "options"),
+    [
+        ("one photo", GREEDY), ("one photo", BEAMS), ("one photo", BEAMS | dict(num_return_sequences=3)),
+        ("one photo", dict(do_sample=True, temperature=0.7, top_p=0.9)), ("one photo", GREEDY | dict(use_cache=False)),
+        ("two photos", GREEDY), ("no photo", GREEDY), ("a batch", GREEDY), ("a batch", BEAMS),
+    ],
+)  # fmt: skip
+def test_every_way_to_generate_gives_the_tokens_of_transformers_own(
+    hosts: dict[str, Path], tmp_path: Path, asked: str, options: dict[str, Any]
+) -> None:
+    from llava.constants import IMAGE_TOKEN_INDEX
+    from llava.mm_utils import process_images, tokenizer_image_token
+
+    host, _, folder = prepared("llava", hosts, tmp_path, image_aspect_ratio="pad")
+    tokenizer, model, processor = package_opens(folder)
+    model.config.tokenizer_padding_side = "left"
+    ours = [
+        tokenizer_image_token(text, tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt") for text in CONVERSATIONS[asked]
+    ]
+    spread = [torch.where(row == IMAGE_TOKEN_INDEX, 49, 1) for row in ours]  # tokens that each id stands for
+    theirs = [row.where(row != IMAGE_TOKEN_INDEX, host.config.image_token_id) for row in ours]
+    theirs = [row.repeat_interleave(times) for row, times in zip(theirs, spread, strict=True)]
+    photos = [photo(index, (80, 60)) for index in range(sum(text.count("<image>") for text in CONVERSATIONS[asked]))]
+    images = process_images(photos, processor, model.config) if photos else None
+    given = dict(images=images, image_sizes=[each.size for each in photos]) if photos else {}
+    pixels = dict(pixel_values=images) if photos else {}
+    for each in (model, host):
+        each.generation_config.pad_token_id, each.generation_config.eos_token_id = tokenizer.pad_token_id, [2]
+    lengths: list[int] = []
+    model.model.layers[0].register_forward_hook(lambda _, inputs, hidden: lengths.append(hidden.shape[1]))
+    options = options | dict(max_new_tokens=12, min_new_tokens=12)
+
+    ids, mask = padded(ours, tokenizer.pad_token_id)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        torch.manual_seed(0)
+        tokens = model.generate(ids, attention_mask=mask, **given, **options)
+    ids, mask = padded(theirs, tokenizer.pad_token_id)
+    torch.manual_seed(0)
+    reference = host.generate(input_ids=ids, attention_mask=mask.long(), **pixels, **options)
+    assert torch.equal(tokens[:, -12:], reference[:, ids.shape[1] :])
+    assert lengths == [ids.shape[1]] + [1] * 11  # transformers reads embedded prompts with a cache, whatever is asked
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [GREEDY, BEAMS], ids=["greedy", "beams"])
+def test_a_mistral_of_the_package_gives_the_tokens_of_transformers_own(options: dict[str, Any]) -> None:
+    from llava.model.language_model.llava_mistral import LlavaMistralConfig, LlavaMistralForCausalLM
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = dict(
+        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, sliding_window=4, pad_token_id=0,
+    )  # fmt: skip
+    host = randomize(MistralForCausalLM(MistralConfig(**sizes))).eval()
+    model = LlavaMistralForCausalLM(LlavaMistralConfig(**sizes)).eval()
+    model.load_state_dict(host.state_dict())
+    ids = torch.randint(5, 90, (2, 9))
+    options = options | dict(attention_mask=torch.ones_like(ids), max_new_tokens=12, min_new_tokens=12)
+    assert torch.equal(model.generate(ids, **options)[:, -12:], host.generate(ids, **options)[:, 9:])
+
+
+def test_a_streamed_answer_is_the_answer(
+    hosts: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llava.mm_utils import process_images, tokenizer_image_token
+    from transformers import TextStreamer
+
+    _, _, folder = prepared("llava", hosts, tmp_path, image_aspect_ratio="pad")
+    tokenizer, model, processor = package_opens(folder)
+    ids = tokenizer_image_token(QUESTION, tokenizer, return_tensors="pt")[None]
+    images = process_images([photo()], processor, model.config)
+    capsys.readouterr()
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    tokens = model.generate(ids, images=images, image_sizes=[(64, 64)], streamer=streamer, max_new_tokens=12, **GREEDY)
+    text = tokenizer.decode(tokens[0], skip_special_tokens=True).strip()
+    assert text and capsys.readouterr().out.strip() == text
 
 
 def test_without_registration_the_package_says_that_it_knows_no_such_tower(
