@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import write_text
+from .files import append_text, make_folder, write_text
 from .results import short_names
 from .vqa_questions import Question
 
@@ -111,10 +111,8 @@ class AnswerFile:
                 "metadata": metadata,
             }
             lines.append(_line(row | item.extra))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
-            file.flush()
+        make_folder(self.path.parent)
+        append_text(self.path, "".join(lines))
 
 
 def merge_shards(path: Path, questions: Sequence[Question]) -> bool:

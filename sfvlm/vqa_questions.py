@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from .files import read_text
 from .photo_names import closest, photo_name
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
@@ -52,7 +53,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: The file does not exist, or a line is no object.
     """
-    for number, line in enumerate(_text(path).split("\n"), start=1):  # splitlines ends them inside texts too, at U+2028
+    for number, line in enumerate(read_text(path).split("\n"), start=1):  # splitlines ends them inside texts too, at U+2028
         if line.strip():
             try:
                 row = json.loads(line)
@@ -61,27 +62,6 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise ValueError(f"Line {number} of {path} is not a JSON object.")
             yield row
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        ValueError: The file does not exist or is no JSON.
-    """
-    try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON file: {error}.") from error
-
-
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise ValueError(f"The file {path} does not exist.")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text file: {error}.") from error
 
 
 def read_questions(
@@ -230,7 +210,7 @@ def _is_document(path: Path) -> bool:
     """Whether the file is one JSON document: its first line is not a question by itself."""
     if path.suffix == ".jsonl":
         return False
-    first = next((line for line in _text(path).split("\n") if line.strip()), "")
+    first = next((line for line in read_text(path).split("\n") if line.strip()), "")
     try:
         row = json.loads(first)
     except ValueError:

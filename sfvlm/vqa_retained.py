@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import write_text
+from .files import read_any_json, write_text
 from .vqa_answers import Run
 from .vqa_metrics import Score
 from .vqa_statistics import RESAMPLES, Interval, Values, interval, resampled_means
@@ -73,7 +73,7 @@ def read_scores(results: Path) -> BenchmarkScores:
             f"{results} is no results file with scores beside it ({path}): write both by eval/vqa.py --out."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_any_json(path)
         return BenchmarkScores(
             content["benchmark"],
             tuple(content["photos"]),
