@@ -53,7 +53,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: The file does not exist, or a line is no object.
     """
-    for number, line in enumerate(read_text(path).split("\n"), start=1):  # splitlines ends them inside texts too, at U+2028
+    for number, line in enumerate(
+        read_text(path).split("\n"), start=1
+    ):  # splitlines ends them inside texts too, at U+2028
         if line.strip():
             try:
                 row = json.loads(line)
