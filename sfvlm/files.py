@@ -122,13 +122,14 @@ def replacing_inside(folder: Path) -> Iterator[Path]:
     temporary = folder / ".unfinished"
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     try:
-        with writing(folder, folder):
+        with writing(folder, temporary):
             temporary.mkdir(parents=True)
             yield temporary
-            files = list(temporary.iterdir())
-            for file in files:  # before the first of them takes its place
-                if (folder / file.name).is_dir() and not file.is_dir():
-                    raise NotWritten(folder / file.name, "it is a folder", errno.EISDIR)
+        files = list(temporary.iterdir())
+        for file in files:  # before the first of them takes its place
+            if (folder / file.name).is_dir() and not file.is_dir():
+                raise NotWritten(folder / file.name, "it is a folder", errno.EISDIR)
+        with writing(folder, folder):
             for file in files:
                 os.replace(file, folder / file.name)
     finally:

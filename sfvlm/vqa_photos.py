@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from PIL import Image
 
-from .decode import UnreadablePhoto, decode_image
+from .decode import Photo, UnreadablePhoto, decode_image
 from .images import Photos
 from .photo_names import PhotoName, agreeing, closest, photo_name
 from .showable import shown
@@ -133,9 +133,10 @@ class TablePhotos:
     def open(self, name: str) -> Image.Image:
         data = self._data[self.find(name)]
         try:
-            return decode_image(base64.b64decode(data), MAX_PIXELS)
+            image = decode_image(base64.b64decode(data), MAX_PIXELS)
         except ValueError as error:
             raise UnreadablePhoto(f"{self.path.name}:{name}", str(error)) from error
+        return shown(Photo(image, f"{self.path.name}:{name}")).image
 
 
 def check_photos(questions: Sequence[Question], photos: NamedPhotos, where: str) -> None:

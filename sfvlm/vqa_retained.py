@@ -8,6 +8,7 @@ independently.
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,7 +83,9 @@ def read_scores(results: Path) -> BenchmarkScores:
             {name: dict(each) for name, each in content.get("fingerprints", {}).items()},
         )
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): write it again by eval/vqa.py --out {results}.") from error
+        raise ValueError(
+            f"{path} is damaged ({error}): write it again by eval/vqa.py --out {shlex.quote(str(results))}."
+        ) from error
 
 
 def retained(files: Sequence[BenchmarkScores], of: str | None = None, resamples: int = RESAMPLES) -> list[Retained]:
