@@ -1,6 +1,9 @@
 """What a command says where the system refuses something: one sentence, and mistakes of the program as what they are."""
 
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
+import sfvlm
+from sfvlm.chat import open_host
 from sfvlm.cli import run, say
 from sfvlm.errors import NotWritten
+from sfvlm.swap_folders import swap_folder
+from sfvlm.vqa_retained import SCORES, read_scores
 
 PROGRAM = "from sfvlm.cli import run, say\nfrom dataclasses import dataclass\n@dataclass\nclass Options: pass\n"
 
@@ -107,6 +114,36 @@ def test_an_output_of_few_letters_gets_the_others_spelled_out(encoding: str) -> 
     assert (code, error) == (0, "")
     letters = "\u732b\u00e9 \ufffd".encode(encoding, "backslashreplace")
     assert printed == letters.decode("utf-8", "surrogateescape") + "\n"
+
+
+COMMAND = re.compile(r"\((sfvlm convert .*) --out DIR\)")
+
+
+def test_commands_that_are_printed_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    host = tmp_path / "my $HOME's (new) host"
+    host.mkdir()
+    (host / "config.json").write_text(json.dumps({"model_type": "llava", "mm_vision_tower": "openai/clip"}))
+    for opened in (lambda: open_host(host), lambda: swap_folder(host, host, tmp_path / "out")):
+        with pytest.raises(ValueError, match=COMMAND) as refused:
+            opened()
+        found = COMMAND.search(str(refused.value))
+        assert found is not None and shlex.split(found[1]) == ["sfvlm", "convert", "--checkpoint", str(host)]
+    results = host / "vqa.json"
+    results.write_text("{}")
+    results.with_suffix(SCORES).write_text("{}")
+    with pytest.raises(ValueError, match="is damaged") as damaged:
+        read_scores(results)
+    assert shlex.split(str(damaged.value).partition("eval/vqa.py ")[2].rstrip("."))[1] == str(results)
+
+
+def test_no_command_is_printed_with_a_path_that_is_not_quoted() -> None:
+    root = Path(sfvlm.__file__).parents[1]
+    files = [file for folder in ("sfvlm", "scripts", "demo", "eval") for file in (root / folder).rglob("*.py")]
+    pasted = re.compile(
+        r"--(?:out|host|model|tower|teacher|checkpoint|photos|data|results|questions|answers) \{(?!shlex\.)"
+    )
+    found = [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if pasted.search(line)]
+    assert files and not found
 
 
 def test_say_says_it(capsys: pytest.CaptureFixture[str]) -> None:
