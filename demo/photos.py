@@ -14,12 +14,11 @@ from PIL import Image
 from sfvlm.choices import SCENE_TEST_SEED
 from sfvlm.decode import decode_image
 from sfvlm.scenes import render_scene
+from sfvlm.showable import too_long
 
 UPLOAD_LIMIT = "20mb"
 MAX_PIXELS = 64_000_000
 MAX_PHOTOS, MAX_PIXELS_TOGETHER = 16, 2 * MAX_PIXELS  # of a conversation
-# Hosts make the shorter side as long as their views, or pad to a square: of a hair line, a picture of gigabytes.
-MAX_SIDE, MAX_RATIO = 20_000, 64
 EXAMPLES = (  # scene, question
     (3, "What color is the biggest object?"),
     (7, "What shape is the biggest object?"),
@@ -53,11 +52,9 @@ def open_photo(path: str | None, others: int = 0) -> Image.Image:
                 most = f"{left / 1e6:.0f} million more can be read in this conversation"
             reason = f"it has {reason.split(' is more')[0]} pixels, and at most {most}"
         raise ValueError(f"The photo {Path(path).name} cannot be opened: {reason}.") from error
-    if max(photo.size) > min(MAX_SIDE, MAX_RATIO * min(photo.size)):
-        raise ValueError(
-            f"The photo {Path(path).name} has {photo.width} x {photo.height} pixels, and at most {MAX_SIDE} a side and {MAX_RATIO} times "
-            "as many as on the other one can be read: cut out a part of it."
-        )
+    why = too_long(photo)
+    if why is not None:
+        raise ValueError(f"The photo {Path(path).name} {why}.")
     return photo
 
 

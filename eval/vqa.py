@@ -28,7 +28,7 @@ Several processes, then one that joins what they answered; an interrupted run co
     python eval/vqa.py ... --out results.json --shard 1/2 & python eval/vqa.py ... --out results.json --shard 2/2; wait
     python eval/vqa.py ... --out results.json
 
-Answers that another program wrote in LLaVA's format:
+Answers that another program wrote: LLaVA's lines, results of VQA, GQA or VizWiz, samples of lmms-eval, tables of VLMEvalKit:
 
     python eval/vqa.py --benchmark textvqa --questions llava_textvqa_val_v051_ocr.jsonl \
         --annotations TextVQA_0.5.1_val.json --answers llava-v1.5-7b.jsonl

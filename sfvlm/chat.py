@@ -9,6 +9,7 @@ Messages are transformers' own: {"role", "content"}, where content is a text or 
 
 import hashlib
 import json
+import shlex
 import sys
 import threading
 from collections.abc import Sequence
@@ -338,7 +339,8 @@ def check_host(source: str | Path) -> Path | str:
         raise ValueError(f"No host can be opened from {source}: {reason(error)}") from error
     if "mm_vision_tower" in config:
         raise ValueError(
-            f"{source} has the original llava package's layout: convert it first (sfvlm convert --checkpoint {source} --out DIR)."
+            f"{source} has the original llava package's layout: convert it first "
+            f"(sfvlm convert --checkpoint {shlex.quote(str(source))} --out DIR)."
         )
     if config.get("model_type") not in HOSTS:
         raise ValueError(

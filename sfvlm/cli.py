@@ -4,9 +4,13 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+
+from .errors import NotWritten, of_files
 
 Options = TypeVar("Options")
 
@@ -56,19 +60,40 @@ def _options(name: str) -> type:
 
 def say(text: str) -> None:
     """Prints for people, once over all processes."""
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and sys.stdout is not None:
         text = text.encode(errors="surrogateescape").decode(errors="replace")  # names of files may be no UTF-8
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        encoding = sys.stdout.encoding or "utf-8"
+        try:
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+            sys.stdout.flush()
+        except OSError as error:
+            _write_no_more()
+            if not isinstance(error, BrokenPipeError):  # who reads no further may still want the files
+                raise NotWritten(Path("The standard output"), error.strerror or str(error)) from error
+
+
+def _write_no_more() -> None:
+    """Sends what is still to be said nowhere: Python would fail over it once more when it ends."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def run(action: Callable[[Any], None], options: type[Options], arguments: list[str] | None = None) -> None:
-    """Parses flags into `options` and acts; bad input ends with one sentence and exit code 2, Ctrl-C with 130."""
-    parsed = tyro.cli(options, args=arguments, config=(tyro.conf.CascadeSubcommandArgs,))
+    """Parses flags into `options` and acts; bad input ends with one sentence and exit code 2, Ctrl-C with 130.
+
+    So does what the system says of files and disks. Mistakes of the program stay what they are.
+    """
+    parsed = _parsed(options, arguments)
     try:
         action(parsed)
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except OSError as error:
+        said = of_files(error)
+        if said is None:
+            raise
+        sys.stderr.write(f"error: {said}\n")
         raise SystemExit(2) from None
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which not every command imports
@@ -81,3 +106,16 @@ def run(action: Callable[[Any], None], options: type[Options], arguments: list[s
         way_on = " What was reached is saved; continue with --resume." if hasattr(parsed, "resume") else ""
         sys.stderr.write(f"\nInterrupted.{way_on}\n")
         raise SystemExit(130) from None
+
+
+def _parsed(options: type[Options], arguments: list[str] | None) -> Options:
+    """The flags; whoever reads only the start of the help may."""
+    try:
+        try:
+            return tyro.cli(options, args=arguments, config=(tyro.conf.CascadeSubcommandArgs,))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        _write_no_more()
+        raise SystemExit(0) from None

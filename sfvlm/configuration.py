@@ -45,6 +45,8 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_number, value))
     ):
         raise ValueError(f"{name} is {value!r}; it is three numbers.")
+    if list[int] in kinds and not (isinstance(value, list | tuple) and all(type(each) is int for each in value)):
+        raise ValueError(f"{name} is {value!r}; it is a list of whole numbers.")
 
 
 def _is_number(value: Any) -> bool:
@@ -148,6 +150,8 @@ class SparseFormerConfig(PreTrainedConfig):
         for name in SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1.")
+        if self.default_budget is not None and self.default_budget < 1:
+            raise ValueError(f"default_budget is {self.default_budget}; it is at least 1, or null for num_tokens.")
         if self.focusing not in get_args(Focusing):
             raise ValueError(f"focusing is {self.focusing!r}; it is one of {', '.join(get_args(Focusing))}.")
         if self.pooling not in ("cls", "attention", "mean"):

@@ -17,7 +17,7 @@ from transformers.utils.import_utils import is_protobuf_available, is_sentencepi
 
 from .convert_config import Original
 from .errors import reason
-from .files import read_json
+from .files import read_json, read_text
 
 IMAGE, IMAGE_START, IMAGE_END = "<image>", "<im_start>", "<im_end>"
 SYSTEM = (
@@ -135,7 +135,7 @@ def choose_prompt(original: Original, tokenizer: Any, given: str | None) -> Prom
         raise ValueError(
             f"The chat template {given!r} is neither {' nor '.join(TEMPLATES)}, nor a file, nor the text of a Jinja template."
         )
-    return Prompt("given", (Path(given).read_text(encoding="utf-8"),))
+    return Prompt("given", (read_text(Path(given)),))
 
 
 def fit_template(processor: Any, stored: Any, prompt: Prompt) -> tuple[str, bool]:

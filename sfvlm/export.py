@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ teacher's classifier, where it has one; box statistics in fractions of the photo
 |---|---|
 {evaluation}
 
-`python eval/zeroshot.py --model . --teacher {facts["teacher"]} --data YOUR_DATA --controls` measures it on labelled photos.
+`python eval/zeroshot.py --model . --teacher {shlex.quote(facts["teacher"])} --data YOUR_DATA --controls` measures it on labelled photos.
 
 ## What it was made from
 

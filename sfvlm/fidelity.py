@@ -23,6 +23,7 @@ from .decode import UnreadablePhoto
 from .host_reader import Texts
 from .host_texts import Conversations, Interview, distinct_names
 from .images import SomePhotos
+from .showable import ShowablePhotos
 from .views import tower_pixels
 
 
@@ -50,6 +51,8 @@ def measure_fidelity(
 ) -> dict[str, Fidelity]:
     """Asks a host about photos with its dense tower, and reads its answers again through others.
 
+    Photos that cannot be shown, as `showable` says, are passed over like those that cannot be read.
+
     A photo is one sequence of tokens, seen as the host's processor shows it: padded to a square, the square in its middle, or
     for SigLIP all of it squashed. Of a host that cuts photos into tiles this is the overview alone.
 
@@ -63,6 +66,7 @@ def measure_fidelity(
     Raises:
         ValueError: None of the photos can be read or is answered with a word.
     """
+    photos = ShowablePhotos(photos)
     with tempfile.TemporaryDirectory() as folder:
         turns = interview.answers(photos, answers or Path(folder) / "answers.jsonl")
     names = distinct_names(photos.key(index) for index in range(len(photos)))
@@ -94,6 +98,21 @@ def measure_fidelity(
         name: Fidelity(tuple(keys), *(tuple(torch.cat(each).tolist()) for each in zip(*batches, strict=True)))
         for name, batches in found.items()
     }
+
+
+def passed_over(photos: SomePhotos, found: Fidelity) -> tuple[int, str]:
+    """How many photos were not measured, and why the first of them was not."""
+    names = distinct_names(photos.key(index) for index in range(len(photos)))
+    measured = set(found.photos)
+    left = [index for index, name in enumerate(names) if name not in measured]
+    why = ""
+    for index in left[:1]:
+        try:
+            ShowablePhotos(photos)[index]
+            why = f"{names[index]}: the host says nothing of it"
+        except UnreadablePhoto as error:
+            why = str(error)
+    return len(left), why
 
 
 def _opened(photos: SomePhotos, indices: Sequence[int]) -> dict[int, Image.Image]:

@@ -1,14 +1,18 @@
 """Files and folders that are whole or absent: written under a temporary name beside their own, then renamed; and what is read, by name
 where it is damaged."""
 
+import codecs
+import errno
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from .errors import NotWritten, of_writing
 
 
 @contextmanager
@@ -16,14 +20,55 @@ def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path for a file or folder, which takes the place of `path` at the end.
 
     If anything fails, what was written is removed and `path` stays as it was. Several processes may write one path at once.
+
+    Raises:
+        NotWritten: The disk is full, or the like.
     """
     # The name itself stays, in a folder of its own: writers of pictures go by its suffix.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    with (
+        writing(path, path.parent),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:50]}.") as folder,
+    ):
         temporary = Path(folder) / path.name
-        yield temporary
+        with writing(path, temporary.parent):
+            yield temporary
         if temporary.is_dir():  # a folder cannot be renamed onto another
             shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
+
+
+@contextmanager
+def writing(path: Path, folder: Path) -> Iterator[None]:
+    """Inside, writers' errors become `NotWritten`, whichever library raises them.
+
+    Args:
+        path: What is being written, as people know it.
+        folder: Where it is written for now: what is said of files elsewhere is not of this writing, and stays as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        why, name = of_writing(error), getattr(error, "filename", None)
+        named = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else folder
+        if why is None or folder not in (named, *named.parents):
+            raise
+        raise NotWritten(path, why, getattr(error, "errno", None) or errno.EIO) from error
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds to a file, all of the text or nothing.
+
+    Raises:
+        NotWritten: The disk is full, or the like.
+    """
+    size = path.stat().st_size if path.exists() else None
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink() if size is None else os.truncate(path, size)
+        raise NotWritten(path, error.strerror or str(error), error.errno or errno.EIO) from error
 
 
 def make_folder(folder: Path) -> None:
@@ -70,14 +115,23 @@ def replacing_inside(folder: Path) -> Iterator[Path]:
     """Gives a temporary folder, whose files take the places of their namesakes in `folder` at the end.
 
     If anything fails, what was written is removed and `folder` stays as it was. One process at a time may do so.
+
+    Raises:
+        NotWritten: The disk is full, or the like.
     """
     temporary = folder / ".unfinished"
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-    temporary.mkdir(parents=True)
     try:
-        yield temporary
-        for file in temporary.iterdir():
-            os.replace(file, folder / file.name)
+        with writing(folder, temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
+        files = list(temporary.iterdir())
+        for file in files:  # before the first of them takes its place
+            if (folder / file.name).is_dir() and not file.is_dir():
+                raise NotWritten(folder / file.name, "it is a folder", errno.EISDIR)
+        with writing(folder, folder):
+            for file in files:
+                os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -93,15 +147,50 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def read_text(path: Path) -> str:
+    """A text file as people's programs write them: UTF-8, or UTF-16 with its mark; without the mark, and lines end in "\\n".
+
+    Raises:
+        ValueError: There is no such file, or it is no such text.
+    """
+    if path.is_dir() or not path.exists():  # it may be a pipe
+        raise ValueError(f"The file {path} {'is a folder' if path.is_dir() else 'does not exist'}.")
+    text = decoded(path.read_bytes(), path).replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\n\ufeff", "\n")  # joined files keep their marks
+
+
+def decoded(data: bytes, path: Path) -> str:
+    """The bytes of a text file as text, with the line ends as they are.
+
+    Raises:
+        ValueError: They are none of the encodings of `read_text`.
+    """
+    marks = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+    encoding = next((name for mark, name in marks if data.startswith(mark)), "utf-8-sig")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The file {path} is no UTF-8 text ({error}): save it as UTF-8.") from error
+    if "\0" in text:
+        raise ValueError(f"The file {path} is no text, or UTF-16 without its mark: save it as UTF-8.")
+    return text
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError if it holds none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
+    content = read_any_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object.")
     return content
+
+
+def read_any_json(path: Path) -> Any:
+    """What a JSON file holds; ValueError if it is none."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}.") from error
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
@@ -128,11 +217,8 @@ def read_templates(path: Path) -> tuple[str, ...]:
 
 
 def _lines(path: Path) -> tuple[str, ...]:
-    """What a text file says up to its last line that is not blank; editors on Windows begin it with a mark."""
-    try:
-        text = path.read_text(encoding="utf-8-sig").rstrip()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"The file {path} is no UTF-8 text ({error}): save it as UTF-8.") from error
+    """What a text file says up to its last line that is not blank."""
+    text = read_text(path).rstrip()
     if not text:
         raise ValueError(f"The file {path} is empty.")
     return tuple(map(str.strip, text.splitlines()))

@@ -24,7 +24,7 @@ from .chat import Host, assistant_message, lacks_start, user_message, written
 from .checkpoints import differences
 from .decode import Photo, UnreadablePhoto
 from .errors import reason
-from .files import read_templates, write_text
+from .files import append_text, read_templates, write_text
 from .host_reader import HostReader, Texts
 from .images import SomePhotos
 from .scene_texts import with_article
@@ -155,13 +155,13 @@ class Interview:
         keys = distinct_names(photos.key(index) for index in range(len(photos)))
         said = self._kept(photos, keys, path)
         missing = [index for index in range(len(keys)) if index not in said]
-        with path.open("a", encoding="utf-8") as file, tqdm(total=len(missing), desc="answers", unit="photo") as bar:
+        with tqdm(total=len(missing), desc="answers", unit="photo") as bar:
             for start in range(0, len(missing), self.at_once):
                 part = missing[start : start + self.at_once]
-                for index, each in zip(part, self._ask(photos, part), strict=True):
-                    said[index] = each
-                    file.write(json.dumps({"key": keys[index]} | each._asdict()) + "\n")
-                file.flush()
+                new = dict(zip(part, self._ask(photos, part), strict=True))
+                said |= new
+                lines = (json.dumps({"key": keys[index]} | each._asdict()) for index, each in new.items())
+                append_text(path, "".join(f"{line}\n" for line in lines))
                 bar.update(len(part))
         return [said[index].turns for index in range(len(keys))]
 

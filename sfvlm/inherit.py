@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .choices import Focusing
 from .configuration import SparseFormerConfig
+from .files import read_json
 from .sparseformer import SparseFormerModel
 from .teachers import Teacher
 from .tensors import check_keys
@@ -248,8 +249,12 @@ def _untrained(folder: Path, report: InheritanceReport) -> set[str]:
     file = folder / "inheritance.json"
     if not file.is_file():
         return {row.student for row in report.rows if row.student.startswith("head.")}
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    return {row["student"] for row in rows if not row["trained"]}
+    try:
+        return {row["student"] for row in read_json(file)["rows"] if not row["trained"]}
+    except (LookupError, TypeError) as error:
+        raise ValueError(
+            f"{file} is no report of an inheritance: {error!r}; remove it to go by the tensors' names."
+        ) from error
 
 
 def freeze(student: SparseFormerModel, tuned_blocks: int) -> set[str]:

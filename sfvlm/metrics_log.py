@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from .files import write_text
+from .files import append_text, write_text
 
 
 class MetricsLog:
@@ -15,8 +15,7 @@ class MetricsLog:
 
     def add(self, values: dict[str, float]) -> None:
         """Appends a line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(rounded(values)) + "\n")
+        append_text(self.path, json.dumps(rounded(values)) + "\n")
 
     def rewind(self, step: int) -> None:
         """Drops the lines of steps that a resumed run will do again, and one that a killed run left unfinished."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .decode import IMAGE_SUFFIXES
-from .files import read_json
+from .files import read_json, read_text
 
 
 class Scenes(NamedTuple):
@@ -93,7 +93,7 @@ def shards_of(path: Path) -> list[Path]:
 
 
 def _number_in(path: Path) -> int:
-    text = path.read_text(errors="replace").strip()
+    text = read_text(path).strip()
     if not text.isdecimal():
         raise ValueError(f"{path} says {text!r}; it must be the number of shards.")
     return int(text)

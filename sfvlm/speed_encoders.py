@@ -14,7 +14,6 @@ transformers model has a second copy.
 """
 
 import copy
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from .choices import Focusing
 from .configuration import PRESETS, SparseFormerConfig, preset
 from .controls import macs
 from .export import open_student
+from .files import read_json
 from .inherit import student_config
 from .reduce import REDUCE, reduce
 from .reduce_methods import METHODS, method_named
@@ -296,7 +296,7 @@ def _is_sparse(base: str) -> bool:
     if base in CLIPS or not (Path(base).exists() or base in ZOO):
         return False
     config = Path(resolve(base)) / "config.json"
-    return config.is_file() and json.loads(config.read_text()).get("model_type") == SparseFormerConfig.model_type
+    return config.is_file() and read_json(config).get("model_type") == SparseFormerConfig.model_type
 
 
 def at_budget(model: SparseFormerModel, tokens: int | None) -> SparseFormerModel:

@@ -6,12 +6,12 @@
 It is the same if it has the same name or folder, is reduced in the same way if at all, and has as many tokens.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .files import read_any_json
 from .reduce import REDUCE
 from .speed import Row
 from .speed_encoders import NAME
@@ -72,7 +72,7 @@ def read_files(files: Sequence[Path]) -> tuple[list[Row], list[Row]]:
     results: list[Row] = []
     for file in files:
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_any_json(file)
         except (OSError, ValueError) as error:
             raise ValueError(f"{file} cannot be read as JSON: {error}") from error
         if not isinstance(content, dict) or not ("rows" in content or "results" in content):

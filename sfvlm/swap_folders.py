@@ -13,6 +13,7 @@ needs nothing but the folder: the host it came from may since have been moved, u
 """
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,8 @@ def _open_host(folder: Path) -> tuple[Any, Any]:
     described = read_json(path)
     if "mm_vision_tower" in described:
         raise ValueError(
-            f"{folder} is in the original llava package's layout: convert it first (sfvlm convert --checkpoint {folder} --out DIR)."
+            f"{folder} is in the original llava package's layout: convert it first "
+            f"(sfvlm convert --checkpoint {shlex.quote(str(folder))} --out DIR)."
         )
     quantised = described.get("quantization_config") or {}
     quantised = quantised.get("quant_method", "bitsandbytes") if isinstance(quantised, dict) else quantised

@@ -4,14 +4,20 @@ A vector a view is kept, the pooled one and, for students that choose patches, t
 patch tokens would be a thousand times that.
 """
 
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .files import make_folder, read_json, write_json
+from .errors import NotWritten
+from .files import make_folder, read_json, write_json, writing
+
+LEAST_FREE = 64 * 2**20  # bytes on the disk
 
 
 class TeacherCache:
@@ -28,6 +34,7 @@ class TeacherCache:
 
     def __init__(self, folder: Path, key: dict[str, object], num_views: int, num_photos: int, width: int) -> None:
         make_folder(folder)
+        self._folder = folder
         described = folder / "key.json"
         key = json.loads(json.dumps(key))
         if described.exists():
@@ -53,7 +60,12 @@ class TeacherCache:
                     "asked for: give another folder or remove it."
                 )
             return found
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # zeros, sparse on disk
+        try:
+            with writing(path, path.parent):
+                return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # zeros, sparse on disk
+        except NotWritten:
+            path.unlink(missing_ok=True)
+            raise
 
     def get(self, view: Tensor, index: Tensor) -> Tensor | None:
         """The vectors of a batch (B, width), or None unless all are known."""
@@ -61,7 +73,13 @@ class TeacherCache:
         return torch.from_numpy(self._vectors[rows]) if self._known[rows].all() else None
 
     def put(self, view: Tensor, index: Tensor, vectors: Tensor) -> None:
-        """Stores a batch (B, width)."""
+        """Stores a batch (B, width).
+
+        Raises:
+            NotWritten: The disk is nearly full. Of a mapped file, the system would end the process.
+        """
+        if shutil.disk_usage(self._folder).free < LEAST_FREE:
+            raise NotWritten(self._folder, os.strerror(errno.ENOSPC), errno.ENOSPC)
         rows = view.numpy(), index.numpy()
         self._vectors[rows] = vectors.float().cpu().numpy()
         self._known[rows] = True

@@ -148,7 +148,7 @@ def _open_clip() -> Any:
         import open_clip
     except ImportError as error:
         raise ValueError(
-            "ImageNet's class names and templates come with open_clip: pip install sfvlm[eval]."
+            "ImageNet's class names and templates come with open_clip: pip install 'sfvlm[eval]'."
         ) from error
     return open_clip
 

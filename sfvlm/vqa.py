@@ -181,6 +181,7 @@ def ask(
     batch_size: int = 8,
     path: Path | None = None,
     model_id: str | None = None,
+    problems: dict[str, str] | None = None,
 ) -> list[str]:
     """A host's greedy answers, in the order of the questions; a broken photo is answered by nothing, until it is repaired.
 
@@ -192,6 +193,7 @@ def ask(
         batch_size: Questions at once.
         path: Answer file, continued if it is there.
         model_id: What the host is called in it.
+        problems: Takes up the photos that could not be shown, by name, with the reason.
 
     Raises:
         ValueError: The answer file is damaged, or belongs to another run or to other photos.
@@ -206,6 +208,9 @@ def ask(
     with tqdm(total=len(questions), initial=len(questions) - len(open_questions), desc=run.model_id, unit="q") as bar:
         for batch, images, facts in _loaded(open_questions, photos, batch_size):
             good = [number for number, its in enumerate(facts) if "problem" not in its]
+            if problems is not None:
+                pairs = zip(batch, facts, strict=True)
+                problems |= {str(item.image): its["problem"] for item, its in pairs if "problem" in its}
             said = host.answer(
                 [images[number] for number in good],
                 [batch[number].text for number in good],

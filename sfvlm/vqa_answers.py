@@ -6,21 +6,24 @@ inside its last line loses that line alone. Several processes each answer one sh
 checks and joins them.
 """
 
+import codecs
 import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import write_text
+from .files import append_text, make_folder, write_text
+from .photo_names import closest, photo_name
 from .results import short_names
+from .vqa_other_answers import Said, plain, read_rows, read_said
 from .vqa_questions import Question
 
 Answers = dict[tuple[str, str], str]  # question key -> text
-OURS, ANY_PROGRAM = ("question_id", "prompt", "text"), ("question_id", "text")  # what rows cannot do without
+NEEDED = ("question_id", "prompt", "text")  # what rows of ours cannot do without
 
 
 @dataclass(frozen=True)
@@ -111,10 +114,8 @@ class AnswerFile:
                 "metadata": metadata,
             }
             lines.append(_line(row | item.extra))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
-            file.flush()
+        make_folder(self.path.parent)
+        append_text(self.path, "".join(lines))
 
 
 def merge_shards(path: Path, questions: Sequence[Question]) -> bool:
@@ -170,8 +171,7 @@ def _holds_all(path: Path, questions: Sequence[Question], shards: Sequence[Path]
 
 def run_of(path: Path) -> Run | None:
     """The run that an answer file of any program belongs to; None where it does not say so, or names several."""
-    rows, _ = _rows(path, ANY_PROGRAM)
-    runs = {_run_of(row) for row in rows}
+    runs = {_run_of(row) for _, row in read_rows(path)}
     return runs.pop() if len(runs) == 1 else None
 
 
@@ -193,53 +193,66 @@ def read_answers(path: Path, questions: Sequence[Question]) -> list[str]:
     Raises:
         ValueError: The file is damaged, or answers other questions.
     """
-    if not path.is_file():
-        raise ValueError(f"The file {path} does not exist.")
-    rows, _ = _rows(path, ANY_PROGRAM)
-    by_id: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_id.setdefault(str(row["question_id"]), []).append(row)
+    answers = read_said(path, [item.text for item in questions])
+    by_id: dict[str, list[Said]] = {}
+    for each in answers:
+        by_id.setdefault(each.question_id or photo_name(each.image).stem, []).append(each)
     used: set[int] = set()
     texts, missing = [], []
     for item in questions:
-        rest = [row for row in by_id.get(str(item.question_id), []) if id(row) not in used]
-        same = [row for row in rest if _same_prompt(str(row.get("prompt", "")), item.text)]
+        rest = [each for each in _answers_to(item, by_id) if id(each) not in used]
+        same = [each for each in rest if _same_prompt(each, item.text)]
         if not rest:
             missing.append(item)
         elif not same:
             raise ValueError(
-                f"{path} is of another run: it answers {str(rest[0]['prompt'])[:80]!r} as question {item.question_id}, "
+                f"{path} is of another run: it answers {rest[0].prompt[:80]!r} as question {item.question_id}, "
                 f"which is {item.text[:80]!r}."
             )
         else:
             used.add(id(same[0]))
-            texts.append(str(same[0]["text"]))
+            texts.append(same[0].text)
     if missing:
         raise ValueError(
             f"{path} answers {len(questions) - len(missing)} of {len(questions)} questions; the first that is missing "
             f"is {missing[0].question_id}."
         )
-    if len(rows) > len(used):
-        other = next(row for row in rows if id(row) not in used)
+    if len(answers) > len(used):
+        other = next(each for each in answers if id(each) not in used)
         raise ValueError(
-            f"{path} has {len(rows)} answers to {len(questions)} questions: the question {other['question_id']} is "
-            "answered twice, or is none of them (all are measured: leave --limit out)."
+            f"{path} has {len(answers)} answers to {len(questions)} questions: the question {other.question_id or other.image} "
+            "is answered twice, or is none of them (all are measured: leave --limit out)."
         )
     return texts
 
 
-def _rows(path: Path, needed: Sequence[str] = OURS) -> tuple[list[dict[str, Any]], int | None]:
+def _answers_to(item: Question, by_id: Mapping[str, Sequence[Said]]) -> Sequence[Said]:
+    """Those that name the question, or else its photo."""
+    named = [each for each in by_id.get(str(item.question_id), ()) if each.question_id]
+    if named or item.image is None:
+        return named
+    asked = photo_name(item.image)
+    found = [each for each in by_id.get(asked.stem, ()) if not each.question_id]
+    return [found[number] for number in closest(asked, [photo_name(each.image) for each in found])]
+
+
+def _rows(path: Path) -> tuple[list[dict[str, Any]], int | None]:
     """Whole lines and the bytes they take; without a file, none. A last line that was cut off is left out."""
     if not path.is_file():
         return [], None
     data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"The file {path} was saved as UTF-16 since it was written here: save it as UTF-8.")
     rows, end = [], 0
     for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        if not line.strip():
+            end += len(line)
+            continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.removeprefix(codecs.BOM_UTF8))
         except ValueError:
             row = None
-        if not isinstance(row, dict) or any(row.get(name) is None for name in needed):
+        if not isinstance(row, dict) or any(row.get(name) is None for name in NEEDED):
             if end + len(line) == len(data) and not line.endswith(b"\n"):
                 break
             raise ValueError(f"Line {number} of {path} is not an answer: remove it, or the file.")
@@ -300,6 +313,9 @@ def _answer_id(run: Run, item: Question) -> str:
     return hashlib.sha256(f"{run}{item.key}".encode()).hexdigest()[:22]
 
 
-def _same_prompt(theirs: str, ours: str) -> bool:
-    plain = ["".join(text.replace("<image>", "").split()) for text in (theirs, ours)]
-    return plain[0].startswith(plain[1]) or plain[1].startswith(plain[0])
+def _same_prompt(answer: Said, ours: str) -> bool:
+    """Whether an answer is to this prompt; programs that keep the question alone leave out what stands around it."""
+    theirs, ours = plain(answer.prompt), plain(ours)
+    if answer.row.get("prompt"):
+        return theirs.startswith(ours) or ours.startswith(theirs)
+    return theirs in ours or ours in theirs

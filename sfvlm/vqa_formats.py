@@ -5,19 +5,21 @@ prompts, which LLaVA's own file has.
 """
 
 import csv
+import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .vqa_questions import LETTERS, OPTION_LETTER, SHORT_ANSWER, UNANSWERABLE, Question, read_json
+from .files import decoded, read_any_json, read_text
+from .vqa_questions import LETTERS, OPTION_LETTER, SHORT_ANSWER, UNANSWERABLE, Question
 
 ROTATION_STEP = 1_000_000  # by which MMBench's files number rotated copies of a question
 
 
 def vqa_v2(path: Path) -> list[Question]:
     """VQAv2 and OK-VQA: the questions, or the annotations with ten answers a question."""
-    document = read_json(path)
+    document = read_any_json(path)
     if isinstance(document, dict) and "annotations" in document:
         return [
             Question(
@@ -45,7 +47,7 @@ def vqa_v2(path: Path) -> list[Question]:
 
 def text_vqa(path: Path) -> list[Question]:
     """TextVQA_0.5.1_val.json."""
-    document = read_json(path)
+    document = read_any_json(path)
     rows = document.get("data") if isinstance(document, dict) else None
     return [
         Question(
@@ -68,13 +70,13 @@ def viz_wiz(path: Path) -> list[Question]:
             answers=_answers(row),
             category=row.get("answer_type", ""),
         )
-        for number, row in enumerate(_rows(read_json(path), path, "image", "question"))
+        for number, row in enumerate(_rows(read_any_json(path), path, "image", "question"))
     ]
 
 
 def gqa(path: Path) -> list[Question]:
     """testdev_balanced_questions.json and its like; accuracy is over the balanced questions alone."""
-    document = read_json(path)
+    document = read_any_json(path)
     rows = document.values() if isinstance(document, dict) else None
     return [
         Question(
@@ -91,7 +93,7 @@ def gqa(path: Path) -> list[Question]:
 
 def science_qa(path: Path) -> list[Question]:
     """problems.json (its test questions), or the list that LLaVA makes of it, without right answers."""
-    document = read_json(path)
+    document = read_any_json(path)
     if isinstance(document, list):
         return [
             Question(
@@ -126,7 +128,7 @@ def mme(path: Path) -> list[Question]:
         raise ValueError(f"{path} is no folder with MME's category files, existence.txt and so on.")
     questions = []
     for file in sorted(path.glob("*.txt")):
-        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+        for number, line in enumerate(read_text(file).split("\n"), start=1):
             if not line.strip():
                 continue
             parts = line.split("\t")
@@ -183,10 +185,10 @@ def _table(path: Path, *needed: str) -> Iterator[dict[str, str]]:
     if not path.is_file():
         raise ValueError(f"The file {path} does not exist.")
     csv.field_size_limit(sys.maxsize)  # photos are in it
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t")
-        _need(reader.fieldnames or (), needed, path)
-        yield from reader
+    # Line ends inside quotes belong to the text.
+    reader = csv.DictReader(io.StringIO(decoded(path.read_bytes(), path), newline=""), delimiter="\t")
+    _need(reader.fieldnames or (), needed, path)
+    yield from reader
 
 
 def _is_empty(value: str | None) -> bool:

@@ -1,8 +1,10 @@
-"""Finds the photo that a question names: by its key, or by its file name wherever it lies; and knows it again."""
+"""Finds the photo that a question names, in photos of a source or in MMBench's table; and knows it again."""
 
 import base64
 import hashlib
-import re
+import itertools
+import os
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -11,8 +13,10 @@ from typing import Protocol, TypeVar
 
 from PIL import Image
 
-from .decode import UnreadablePhoto, decode_image
-from .images import IMAGE_SUFFIXES, Photos
+from .decode import Photo, UnreadablePhoto, decode_image
+from .images import Photos
+from .photo_names import PhotoName, agreeing, closest, photo_name
+from .showable import shown
 from .subsets import spread
 from .vqa_formats import mm_bench_photos
 from .vqa_questions import Question
@@ -31,53 +35,87 @@ class NamedPhotos(Protocol):
 
 
 class SourcePhotos:
-    """The photos of `open_photos`, by key, or by file name with or without folder and suffix.
+    """The photos of `open_photos`, by key, by path, or by file name with or without suffix, as `photo_names` says.
 
-    Where several have one name, the folders that a question gives decide.
+    Attributes:
+        photos: All of them.
+        assumed: Name -> key of what was found by its file name alone, though folders were asked for that say nothing here.
     """
 
     def __init__(self, photos: Photos) -> None:
         self.photos = photos
+        self.assumed: dict[str, str] = {}
+        self._starts = [0, *itertools.accumulate(map(len, photos.sources))]
         self._by_key: dict[str, list[int]] = defaultdict(list)
         self._by_stem: dict[str, list[int]] = defaultdict(list)
         for index in range(len(photos)):
             self._by_key[photos.key(index)].append(index)
-            self._by_stem[_parts(photos.key(index))[-1]].append(index)
+            self._by_stem[self._name(index).stem].append(index)
 
     def find(self, name: str) -> int:
         """The photo's index.
 
         Raises:
-            ValueError: There is none of that name, or there are several.
+            ValueError: There is none of that name, there are several, or the only ones lie in other folders.
         """
-        candidates = self._candidates(name)
-        if len(candidates) != 1:
-            keys = ", ".join(self.photos.key(index) for index in candidates[:3])
-            where = ", ".join(self.photos.origins)
-            raise ValueError(
-                f"The photo {name} is not in {where}."
-                if not candidates
-                else f"The photo {name} could be any of {len(candidates)} in {where}: {keys}."
-            )
-        return candidates[0]
+        asked = photo_name(name)
+        same_stem = self._by_stem.get(asked.stem, [])
+        found = self._by_key.get(name) or self._same_files(name, same_stem)
+        if not found:
+            names = [self._name(index) for index in same_stem]
+            chosen = closest(asked, names)
+            found = [same_stem[number] for number in chosen]
+            if len(found) == 1 and asked.folders and not agreeing(asked, names[chosen[0]]):
+                self.assumed[name] = self.photos.key(found[0])
+        if len(found) != 1 and len({self._file(index) for index in found}) != 1:
+            raise ValueError(self._not_found(name, found, same_stem))
+        return found[0]
 
     def open(self, name: str) -> Image.Image:
         """The photo, upright and RGB.
 
         Raises:
-            UnreadablePhoto: It is broken.
-            ValueError: There is none of that name, or there are several.
+            UnreadablePhoto: It is broken, or no host can be shown it.
+            ValueError: As `find` does.
         """
-        return self.photos[self.find(name)].image
+        return shown(self.photos[self.find(name)]).image
 
-    def _candidates(self, name: str) -> list[int]:
-        if name in self._by_key:
-            return self._by_key[name]
-        *folders, stem = _parts(name)
-        found = self._by_stem.get(stem, [])
-        if len(found) > 1:
-            found = [index for index in found if set(folders) <= set(_parts(self.photos.key(index))[:-1])]
-        return found
+    def _source(self, index: int) -> Path | None:
+        """Where the folder or shard lies that holds a photo."""
+        source = self.photos.sources[bisect_right(self._starts, index) - 1]
+        return getattr(source, "root", None) or getattr(source, "path", None)
+
+    def _inside(self, index: int) -> str:
+        """A photo's path in its source."""
+        key, top = self.photos.key(index), self._source(index)
+        return key if top is None else key.removeprefix(top.name)[1:]
+
+    def _name(self, index: int) -> PhotoName:
+        return photo_name(self._inside(index), self._source(index))
+
+    def _file(self, index: int) -> str:
+        """What is the same for two ways to the same photo, by links or by two sources."""
+        top = self._source(index)
+        is_file = top is not None and top.is_dir()
+        return os.path.realpath(top / self._inside(index)) if is_file else f"photo {index}"
+
+    def _same_files(self, name: str, indices: Sequence[int]) -> list[int]:
+        """Where a name is the path of a file on this machine, that file."""
+        path = name.removeprefix("file://")
+        real = os.path.realpath(path) if os.path.isabs(path) and os.path.exists(path) else None
+        return [index for index in indices if real is not None and self._file(index) == real][:1]
+
+    def _not_found(self, name: str, found: Sequence[int], same_stem: Sequence[int]) -> str:
+        where = ", ".join(self.photos.origins)
+        keys = ", ".join(self.photos.key(index) for index in (found or same_stem)[:3])
+        if found:
+            return f"The photo {name} could be any of {len(found)} in {where}: {keys}."
+        if not same_stem:
+            return f"The photo {name} is not in {where}."
+        return (
+            f"The photo {name} is not in {where}: {keys} is called like it, but lies in another folder. Give the folder that "
+            "the name speaks of, or the one above it."
+        )
 
 
 class TablePhotos:
@@ -95,9 +133,10 @@ class TablePhotos:
     def open(self, name: str) -> Image.Image:
         data = self._data[self.find(name)]
         try:
-            return decode_image(base64.b64decode(data), MAX_PIXELS)
+            image = decode_image(base64.b64decode(data), MAX_PIXELS)
         except ValueError as error:
             raise UnreadablePhoto(f"{self.path.name}:{name}", str(error)) from error
+        return shown(Photo(image, f"{self.path.name}:{name}")).image
 
 
 def check_photos(questions: Sequence[Question], photos: NamedPhotos, where: str) -> None:
@@ -135,10 +174,3 @@ def changed_photo(kept: Mapping[Name, str], open_photo: Callable[[Name], Image.I
             if photo_fingerprint(open_photo(name)) != kept[name]:
                 return name
     return None
-
-
-def _parts(name: str) -> list[str]:
-    """A path or key to its folders and the photo's name without suffix."""
-    *folders, last = re.split(r"[/:]", name)
-    suffix = Path(last).suffix
-    return [*folders, last.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else last]

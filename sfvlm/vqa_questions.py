@@ -7,11 +7,14 @@ A benchmark's own annotations can also be the question file: then the prompt is 
 
 import csv
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from .files import read_text
+from .photo_names import closest, photo_name
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
@@ -50,7 +53,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: The file does not exist, or a line is no object.
     """
-    for number, line in enumerate(_text(path).split("\n"), start=1):  # splitlines ends them inside texts too, at U+2028
+    for number, line in enumerate(
+        read_text(path).split("\n"), start=1
+    ):  # splitlines ends them inside texts too, at U+2028
         if line.strip():
             try:
                 row = json.loads(line)
@@ -59,27 +64,6 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise ValueError(f"Line {number} of {path} is not a JSON object.")
             yield row
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        ValueError: The file does not exist or is no JSON.
-    """
-    try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON file: {error}.") from error
-
-
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise ValueError(f"The file {path} does not exist.")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text file: {error}.") from error
 
 
 def read_questions(
@@ -124,21 +108,38 @@ def join_annotations(questions: Sequence[Question], annotated: Sequence[Question
     """Questions with the answers that the annotations have for them.
 
     Raises:
-        ValueError: A question is not among the annotations, or is there with different answers.
+        ValueError: A question is not among the annotations, or is there with different answers; what is said of a photo in
+            another folder is not of this one.
     """
     key = JOINS[join]
-    known: dict[Hashable, Question] = {}
+    known: dict[Hashable, list[Question]] = defaultdict(list)
     for item in annotated:
-        other = known.setdefault(key(item), item)
-        if other.answers != item.answers:
-            raise ValueError(f"The annotations answer {item.text or item.question_id!r} ({item.image}) in two ways.")
-    missing = [question for question in questions if key(question) not in known]
+        same = known[key(item)]
+        if any(other.answers != item.answers for other in same if join == "id" or other.image == item.image):
+            raise ValueError(_in_two_ways(item))
+        same.append(item)
+    joined, missing = [], []
+    for question in questions:
+        found = known.get(key(question), [])
+        if join != "id":
+            chosen = closest(photo_name(question.image or ""), [photo_name(item.image or "") for item in found])
+            found = [found[number] for number in chosen]
+        if not found:
+            missing.append(question)
+            continue
+        if any(item.answers != found[0].answers for item in found):
+            raise ValueError(_in_two_ways(found[0]))
+        joined.append(_annotated(question, found[0]))
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(questions)} questions are not in the annotations, the first of them "
             f"{missing[0].question_id}."
         )
-    return [_annotated(question, known[key(question)]) for question in questions]
+    return joined
+
+
+def _in_two_ways(item: Question) -> str:
+    return f"The annotations answer {item.text or item.question_id!r} ({item.image}) in two ways."
 
 
 def _annotated(question: Question, known: Question) -> Question:
@@ -162,7 +163,7 @@ def question_words(prompt: str) -> str:
 
 def photo_stem(image: str | None) -> str:
     """A photo's name without folder and suffix."""
-    return "" if image is None else Path(image).stem
+    return "" if image is None else photo_name(image).stem
 
 
 JOINS: dict[Join, Callable[[Question], Hashable]] = {
@@ -211,7 +212,7 @@ def _is_document(path: Path) -> bool:
     """Whether the file is one JSON document: its first line is not a question by itself."""
     if path.suffix == ".jsonl":
         return False
-    first = next((line for line in _text(path).split("\n") if line.strip()), "")
+    first = next((line for line in read_text(path).split("\n") if line.strip()), "")
     try:
         row = json.loads(first)
     except ValueError:

@@ -8,6 +8,7 @@ independently.
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import write_text
+from .files import read_any_json, write_text
 from .vqa_answers import Run
 from .vqa_metrics import Score
 from .vqa_statistics import RESAMPLES, Interval, Values, interval, resampled_means
@@ -73,7 +74,7 @@ def read_scores(results: Path) -> BenchmarkScores:
             f"{results} is no results file with scores beside it ({path}): write both by eval/vqa.py --out."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_any_json(path)
         return BenchmarkScores(
             content["benchmark"],
             tuple(content["photos"]),
@@ -82,7 +83,9 @@ def read_scores(results: Path) -> BenchmarkScores:
             {name: dict(each) for name, each in content.get("fingerprints", {}).items()},
         )
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): write it again by eval/vqa.py --out {results}.") from error
+        raise ValueError(
+            f"{path} is damaged ({error}): write it again by eval/vqa.py --out {shlex.quote(str(results))}."
+        ) from error
 
 
 def retained(files: Sequence[BenchmarkScores], of: str | None = None, resamples: int = RESAMPLES) -> list[Retained]:

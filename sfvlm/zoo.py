@@ -24,7 +24,8 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from .files import replacing, write_text
+from .errors import NotWritten
+from .files import replacing, write_text, writing
 from .packing import assemble, file_sha256, tower_of
 from .weight_files import SAFE, SAFE_INDEX
 
@@ -226,7 +227,10 @@ def _make_writable(cache: Path) -> None:
 @contextmanager
 def _cached(folder: Path) -> Iterator[Path]:
     """Gives a temporary folder that becomes `folder`, unless another process has made that one meanwhile."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as around:
+    with (
+        writing(folder, folder.parent),
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as around,
+    ):
         temporary = Path(around) / folder.name
         temporary.mkdir()
         yield temporary
@@ -256,6 +260,8 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
                 digest = _receive(url, temporary)
                 if sha256 not in (None, digest):
                     raise ValueError(f"{url} has the sha256 {digest}, not {sha256}; nothing of it was kept.")
+        except NotWritten:
+            raise
         except (OSError, HTTPException) as error:
             raise ValueError(
                 f"{url} cannot be downloaded ({error}); get that file on a machine with network and put it at {path}."

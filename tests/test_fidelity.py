@@ -2,12 +2,14 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny_hosts import tiny_tower
 from transformers import LlavaImageProcessor
 
@@ -169,3 +171,12 @@ def test_a_tower_sees_photos_of_its_own_size(interview: Interview, llava: Path, 
     small.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
     measure_fidelity(interview, {"small": small.eval()}, open_photos(photo_folder))
     assert {tuple(shape[1:]) for shape in seen} == {(3, 28, 28)}
+
+
+def test_photos_too_long_to_be_shown_are_passed_over_and_said(llava: Path, tmp_path: Path, capsys: Any) -> None:
+    render_scene(0, 1, 48).image.save(tmp_path / "a.png")
+    Image.new("RGB", (1, 5000)).save(tmp_path / "b.png")
+    main(["fidelity", "--host", str(llava), "--photos", str(tmp_path), "--tower", "reduce:stride@4", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "through others: 1 photos" in printed
+    assert re.search(r"1 of 2 photos were passed over, the first of them .*b\.png: it has 1 x 5000 pixels", printed)

@@ -307,6 +307,10 @@ def test_bad_configurations_name_the_numbers_that_disagree() -> None:
         ("pooling", None, "a text"),
         ("image_mean", [0.5], "three numbers"),
         ("image_std", "abc", "three numbers"),
+        ("aligned_layers", "-2", "a list of whole numbers"),
+        ("aligned_layers", -2, "a list of whole numbers"),
+        ("aligned_layers", [-2, "last"], "a list of whole numbers"),
+        ("default_budget", 0, "at least 1"),
     ):
         with pytest.raises(ValueError, match=re.escape(f"{name} is {value!r}; it is {what}")):
             tiny_config(**{name: value})

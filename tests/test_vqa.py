@@ -4,6 +4,7 @@ import base64
 import gc
 import io
 import json
+import re
 import tarfile
 import weakref
 from collections import Counter, defaultdict
@@ -334,6 +335,35 @@ def test_lines_end_at_line_feeds_alone(mark: str, tmp_path: Path) -> None:
         assert [item.text for item in questions_of("pope", [tmp_path / "q.json"])] == [row["text"]] * 2
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_windows_programs_are_read(encoding: str, tmp_path: Path) -> None:
+    row = json.dumps({"question_id": 1, "image": "a.jpg", "text": "caf\u00e9?", "label": "yes"}, ensure_ascii=False)
+    (tmp_path / "q.jsonl").write_bytes(f"{row}\r\n".encode(encoding))
+    assert questions_of("pope", [tmp_path / "q.jsonl"])[0].text.startswith("caf\u00e9?")
+    table = 'index\tquestion\tA\tB\tanswer\timage\r\n3\t"caf\u00e9\r\nand?"\tx\ty\tA\tQUJD\r\n'
+    (tmp_path / "m.tsv").write_bytes(table.encode(encoding))
+    assert questions_of("mmbench", [tmp_path / "m.tsv"])[0].text.startswith("caf\u00e9\r\nand?\nA. x")
+    assert TablePhotos(tmp_path / "m.tsv").find("3") == "3"
+    (tmp_path / "mme").mkdir()
+    (tmp_path / "mme" / "color.txt").write_bytes("1.jpg\tIs it?\tYes\r\n1.jpg\tIs he?\tNo\r\n".encode(encoding))
+    assert {item.image for item in questions_of("mme", [tmp_path / "mme"])} == {"color/1.jpg"}
+    known = {"17": {"imageId": "n1", "question": "Left?", "answer": "yes", "types": {}}}
+    (tmp_path / "gqa.json").write_bytes(json.dumps(known).encode(encoding))
+    assert questions_of("gqa", [tmp_path / "gqa.json"])[0].image == "n1.jpg"
+
+
+def test_an_answer_file_that_an_editor_saved_is_continued(tmp_path: Path, photos: Any, questions: Any) -> None:
+    path = tmp_path / "a.jsonl"
+    answer(path, questions[:4], photos)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n\r\n"))
+    host = Echo()
+    assert len(answer(path, questions, photos, host)) == 10 and host.asked == 6
+    assert len(answer(path, questions, photos, Echo(fails_after=0))) == 10
+    path.write_bytes(path.read_bytes().decode("utf-8-sig").encode("utf-16"))
+    with pytest.raises(ValueError, match="was saved as UTF-16"):
+        answer(path, questions, photos)
+
+
 # Photos
 
 
@@ -391,6 +421,26 @@ def test_a_broken_photo_is_answered_by_nothing_and_named(tmp_path: Path) -> None
     assert texts == ["8 what?", ""]
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert "problem" not in rows[0]["metadata"] and "b.jpg" in rows[1]["metadata"]["problem"]
+
+
+@pytest.mark.parametrize("size", [(3000, 2), (1, 5000), (20_001, 400)])
+def test_a_strip_is_answered_by_nothing_and_named_with_its_size(size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("L", size).save(tmp_path / "b.png")
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    asked, problems = [Question(name, name, "what?") for name in ("a", "b")], dict[str, str]()
+    photos = SourcePhotos(open_photos(tmp_path))
+    assert ask(Echo(), asked, photos, problems=problems) == ["8 what?", ""]  # type: ignore[arg-type]
+    sentence = rf"b\.png: it has {size[0]} x {size[1]} pixels, and at most 20000 a side and 64 times as many"
+    assert list(problems) == ["b"] and re.search(sentence, problems["b"])
+    image = base64.b64encode((tmp_path / "b.png").read_bytes()).decode()
+    table = TablePhotos(mm_bench_table(tmp_path / "m.tsv", [["3", "?", "", "x", "y", "", "", "B", "l", image]]))
+    with pytest.raises(UnreadablePhoto, match=f"has {size[0]} x {size[1]} pixels"):
+        table.open("3")
+
+
+def test_a_photo_just_long_enough_is_shown(tmp_path: Path) -> None:
+    Image.new("L", (640, 10)).save(tmp_path / "a.png")
+    assert SourcePhotos(open_photos(tmp_path)).open("a").size == (640, 10)
 
 
 # Answer files
@@ -1074,6 +1124,29 @@ def test_questions_without_public_answers_are_only_asked(hosts: list[str], tmp_p
     assert not (tmp_path / "o.json").exists()
     (path,) = (tmp_path / "o" / "answers").iterdir()
     assert json.loads(path.read_text())["question_id"] == 1
+
+
+def test_photos_that_are_assumed_or_cannot_be_shown_are_said(hosts: list[str], tmp_path: Path, capsys: Any) -> None:
+    rows = [{"question_id": name, "image": f"coco/{name}.png", "text": "What?", "answers": ["x"] * 10} for name in "ab"]
+    asked = write_lines(tmp_path / "q.jsonl", rows)
+    (tmp_path / "my photos").mkdir()
+    for name, size in (("a", (8, 8)), ("b", (3000, 2))):
+        Image.new("RGB", size).save(tmp_path / "my photos" / f"{name}.png")
+    options = [
+        "--benchmark",
+        "vqav2",
+        "--questions",
+        str(asked),
+        "--photos",
+        str(tmp_path / "my photos"),
+        "--device",
+        "cpu",
+    ]
+    run(vqa_command, VqaCommand, [*options, "--max-new-tokens", "2", "--model", hosts[0]])
+    printed = capsys.readouterr().out
+    assert "2 photos lie in none of the folders that their names speak of: coco/" in printed
+    assert "1 photos could not be shown to llava, so that no question about them is answered" in printed
+    assert "my photos/b.png: it has 3000 x 2 pixels" in printed
 
 
 def test_bad_input_ends_with_one_sentence_and_exit_code_2(hosts: list[str], tmp_path: Path, capsys: Any) -> None:

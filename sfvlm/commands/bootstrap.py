@@ -1,6 +1,7 @@
 """The command that makes a SparseFormer from a teacher and photos."""
 
 import os
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -53,12 +54,11 @@ def bootstrap_command(command: BootstrapCommand) -> None:
     say(", ".join(f"{name} {value:.4f}" for name, value in result.items()))
     if command.host is None:
         say(
-            f"Wrote {command.out}. Measure it: python eval/zeroshot.py --model {command.out} --data YOUR_DATA --controls"
+            f"Wrote {command.out}. Measure it: python eval/zeroshot.py --model {shlex.quote(str(command.out))} --data YOUR_DATA --controls"
         )
     else:
-        say(
-            f"Wrote {command.out}. Use it: python scripts/swap_llava_tower.py --host {command.host} --tower {command.out}"
-        )
+        places = shlex.join(["--host", command.host, "--tower", str(command.out)])
+        say(f"Wrote {command.out}. Use it: python scripts/swap_llava_tower.py {places}")
 
 
 def _place_of_host(options: BootstrapOptions) -> dict[str, Any]:

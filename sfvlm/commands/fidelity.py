@@ -6,7 +6,7 @@ from typing import Any
 
 from ..chat import open_host
 from ..cli import say
-from ..fidelity import Fidelity, measure_fidelity
+from ..fidelity import Fidelity, measure_fidelity, passed_over
 from ..host_reader import HostReader
 from ..host_texts import Interview, read_prompts
 from ..images import open_photos
@@ -52,6 +52,9 @@ def fidelity_command(command: FidelityCommand) -> None:
         f"\nWhat {command.host} says with its own tower, through others: {len(first.photos)} photos, {command.turns} prompts each"
     )
     say(fidelity_table(rows))
+    count, why = passed_over(photos, first)
+    if count:
+        say(f"{count} of {len(photos)} photos were passed over, the first of them {why}.")
     if command.out is not None:
         asked = {name: getattr(command, name) for name in ("turns", "seed", "limit")}
         write_results(command.out, rows, {"command": shlex.join(sys.argv), "device": str(host.model.device), **asked})

@@ -136,10 +136,19 @@ def _questions(command: VqaCommand) -> tuple[list[Question], NamedPhotos | None]
         questions = questions_of(name, command.questions, command.annotations, not command.only_ask)
     if photos is not None and command.model:
         check_photos(questions, photos, ", ".join(sources) or str(command.questions[0]))
+        _say_assumed(photos)
     questions = limited(name, questions, command.limit)
     if not command.only_ask:
         measure(name, questions, [""] * len(questions), command.rule)
     return questions, photos
+
+
+def _say_assumed(photos: NamedPhotos) -> None:
+    """Says which photos were found by their file names alone."""
+    assumed = photos.assumed if isinstance(photos, SourcePhotos) else {}
+    if assumed:
+        name, key = next(iter(assumed.items()))
+        say(f"{len(assumed)} photos lie in none of the folders that their names speak of: {name} is taken to be {key}.")
 
 
 def _answered(
@@ -154,6 +163,7 @@ def _answered(
     longest = command.max_new_tokens or BENCHMARKS[command.benchmark].max_new_tokens
     for name, pretrained, host in _hosts(command):
         path = _answer_path(command, name, questions, shard)
+        problems: dict[str, str] = {}
         texts = ask(
             host,
             questions,
@@ -162,7 +172,13 @@ def _answered(
             batch_size=command.batch_size,
             path=path,
             model_id=name,
+            problems=problems,
         )
+        if problems:
+            say(
+                f"{len(problems)} photos could not be shown to {name}, so that no question about them is answered; the first of them: "
+                f"{next(iter(problems.values()))}."
+            )
         run = None if path is None else run_by(host, name, longest)
         yield Answered(name, pretrained, texts, run, _facts(host, questions, photos))
         del host  # or it would be in memory while the next one is opened

@@ -27,7 +27,8 @@ class VqaCommand:
     photos: list[str] = field(default_factory=list)
     """Folders or tar shards with the photos; scenes: scenes:COUNT:SEED."""
     answers: list[Path] = field(default_factory=list)
-    """Answer files of any program in LLaVA's format: measures them instead of asking hosts."""
+    """Answer files, measured instead of asking hosts: LLaVA's, results of VQA, GQA or VizWiz, samples of lmms-eval, tables of
+    VLMEvalKit."""
     rule: Literal["official", "m4c"] | None = None
     """How VQAv2, OK-VQA, TextVQA and VizWiz are normalised; default each one's own."""
     split: Split = "all"
