@@ -15,11 +15,11 @@ from ..chat import open_host
 from ..cli import say
 from ..configuration import CHOICE, Focusing, SparseFormerConfig
 from ..export import open_student
-from ..images import open_photos
 from ..inherit import check_descent, inherit, student_config, take_over
 from ..swap_plan import read_host
 from ..teachers import Teacher, check_own_tower, open_teacher
 from ..zoo import resolve
+from .opening import open_and_say
 
 
 def _first_run() -> BootstrapOptions:
@@ -81,7 +81,7 @@ def bootstrap_command(command: BootstrapCommand) -> None:
     teacher = open_teacher(command.teacher or command.host or "clip-tiny")
     if command.teacher is not None and command.host is not None:
         check_own_tower(teacher, open_teacher(command.host))
-    photos = open_photos(command.photos)
+    photos = open_and_say(command.photos)
     earlier = None if command.start_from is None else open_student(resolve(command.start_from)).float()
     if earlier is None:
         config = _student_config(command, teacher)

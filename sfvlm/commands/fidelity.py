@@ -11,7 +11,6 @@ from ..cli import say
 from ..fidelity import Fidelity, measure_fidelity
 from ..host_reader import HostReader
 from ..host_texts import Interview, read_prompts
-from ..images import open_photos
 from ..named_towers import put_tower, split_tower
 from ..results import Row, aligned, check_json, check_once, short_names, write_results
 from ..sides import twin_of
@@ -19,6 +18,7 @@ from ..subsets import spread
 from ..teachers import open_teacher
 from ..views import Selection
 from ..vqa_statistics import mean_interval, paired_comparison
+from .opening import open_and_say
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def fidelity_command(command: FidelityCommand) -> None:
     check_json(command.out)
     _check(command)
     prompts = read_prompts(command.prompts) if command.prompts else ()
-    every = open_photos(command.photos)
+    every = open_and_say(command.photos)
     photos = Selection(every, spread(len(every), command.limit or None))
     host = open_host(command.host, dtype=command.dtype, device=command.device)
     dense = open_teacher(command.host).model.to(host.model.device, host.model.dtype)

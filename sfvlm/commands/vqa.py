@@ -14,7 +14,6 @@ from ..chat import Host, check_host, open_host
 from ..cli import say
 from ..decode import UnreadablePhoto
 from ..devices import usable_device
-from ..images import open_photos
 from ..named_towers import put_tower, split_tower
 from ..results import Row, aligned, check_json, check_once, short_names, write_results
 from ..sides import twin_of
@@ -38,6 +37,7 @@ from ..vqa_photos import NamedPhotos, SourcePhotos, TablePhotos, check_photos
 from ..vqa_questions import Question
 from ..vqa_retained import write_scores
 from ..vqa_sources import SCENE_TEST_SEED, Negatives, Split
+from .opening import open_and_say
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _questions(command: VqaCommand) -> tuple[list[Question], NamedPhotos | None]
     if name == "mmbench" and command.questions and not sources:
         photos: NamedPhotos | None = TablePhotos(command.questions[0])
     elif sources:
-        photos = SourcePhotos(open_photos(sources))
+        photos = SourcePhotos(open_and_say(sources))
     elif is_made or command.model:
         raise ValueError(f"The photos of {name} are missing: give --photos.")
     else:
