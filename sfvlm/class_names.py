@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import read_lines
+from .files import read_class_names
 
 WORDNET_ID = re.compile(r"n\d{8}")
 NUMBER = re.compile("[0-9]+")
@@ -30,13 +30,13 @@ def read_classes(path: Path) -> NamedClasses:
     Raises:
         ValueError: It holds none, or one between them is blank, or it is no UTF-8, or the numbers leave some out.
     """
-    lines = read_lines(path)
-    if path.suffix.lower() == ".json" or lines[0][:1] in ("{", "["):
+    if path.suffix.lower() == ".json":
         return _of_json(path)
-    if "" in lines:
-        raise ValueError(
-            f"Line {lines.index('') + 1} of {path} is blank: a label is the number of a line, so fill or remove it."
-        )
+    lines = read_class_names(path)
+    if lines[0][:1] in ("{", "["):
+        return _of_json(path)
+    if any("\0" in line for line in lines):  # of two bytes a letter, without the mark that would say so
+        raise ValueError(f"The file {path} is no UTF-8 text (it holds zeros): save it as UTF-8.")
     for number, line in enumerate(lines, 1):
         if line.startswith("#"):
             raise ValueError(f"Line {number} of {path} begins with #: each line is a class, so remove comments.")
@@ -47,11 +47,6 @@ def read_classes(path: Path) -> NamedClasses:
         if len({name for _, name in pairs}) == len(lines) and (_are_ids(pairs) or _counts_all(pairs)):
             return _ordered(path, pairs)
     return NamedClasses(lines)
-
-
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """The names alone of `read_classes`, of which the first stands for label 0."""
-    return read_classes(path).names
 
 
 def _of_json(path: Path) -> NamedClasses:

@@ -104,27 +104,35 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """The lines of a text file, of which the first stands for label 0.
+
+    Raises:
+        ValueError: It holds none, or one between them is blank, or it is no UTF-8.
+    """
+    lines = _lines(path)
+    if "" in lines:
+        raise ValueError(
+            f"Line {lines.index('') + 1} of {path} is blank: a label is the number of a line, so fill or remove it."
+        )
+    return lines
+
+
 def read_templates(path: Path) -> tuple[str, ...]:
     """The lines of a text file that are not blank.
 
     Raises:
         ValueError: It holds none, or is no UTF-8.
     """
-    return tuple(filter(None, read_lines(path)))
+    return tuple(filter(None, _lines(path)))
 
 
-def read_lines(path: Path) -> tuple[str, ...]:
-    """What a text file says up to its last line that is not blank, without blanks around; editors on Windows begin it with a mark.
-
-    Raises:
-        ValueError: It says nothing, or is no UTF-8.
-    """
+def _lines(path: Path) -> tuple[str, ...]:
+    """What a text file says up to its last line that is not blank; editors on Windows begin it with a mark."""
     try:
         text = path.read_text(encoding="utf-8-sig").rstrip()
     except UnicodeDecodeError as error:
         raise ValueError(f"The file {path} is no UTF-8 text ({error}): save it as UTF-8.") from error
-    if "\0" in text:  # of two bytes a letter, without the mark that would say so
-        raise ValueError(f"The file {path} is no UTF-8 text (it holds zeros): save it as UTF-8.")
     if not text:
         raise ValueError(f"The file {path} is empty.")
-    return tuple(map(str.strip, text.split("\n")))  # other marks that Python takes for ends of lines may be in names
+    return tuple(map(str.strip, text.splitlines()))

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from torch.utils.data import Dataset
 
-from .class_names import read_class_names
+from .class_names import read_classes
 from .decode import IMAGE_SUFFIXES, Photo, UnreadablePhoto, decode_image, read_regular
 from .errors import shortened
 from .files import read_templates
@@ -215,7 +215,7 @@ def open_photos(
             if path.is_dir():
                 found[0].passed_over.update(_beside_shards(path, found))
             opened += found
-            class_names += map(read_class_names, beside(shards, "classnames.txt"))
+            class_names += [read_classes(file).names for file in beside(shards, "classnames.txt")]
             templates += map(read_templates, beside(shards, "zeroshot_classification_templates.txt"))
         elif path.is_dir():
             names, passed = image_names(path)

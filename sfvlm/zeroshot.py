@@ -290,6 +290,8 @@ def choose_task(
     if task == "auto":
         can_classify = labelled and (has_classifier or text() is not None)
         task = "classification" if can_classify else "retrieval" if captioned and text() is not None else "fidelity"
+        if task == "fidelity" and (lost := _unread("captions", teacher)):
+            remarks.append(lost)
     if task == "classification":
         if not labelled:
             raise ValueError(
@@ -306,10 +308,10 @@ def choose_task(
         return name, partial(classify, classifier=classifier, class_indices=indices)
     if task == "retrieval":
         encoder = text()
+        _check_read("captions", teacher, "--task fidelity")
         if not captioned or encoder is None:
             what = "The teacher has no text tower" if encoder is None else "The photos have no captions"
             raise ValueError(f"{what}, so that there is no retrieval to measure.")
-        _check_read("captions", teacher, "--task fidelity")
         if bare := sum(not captions for captions in teacher.captions):
             remarks.append(
                 f"{bare} of the {len(teacher.captions)} photos have no caption: as queries, they count as misses."
@@ -320,11 +322,18 @@ def choose_task(
     return "fidelity", lambda encoded: ({}, None if encoded.logits is None else encoded.logits.argmax(-1))
 
 
-def _check_read(what: str, encoded: Encoded, way_out: str) -> None:
-    """Refuses photos of which a label or caption is there but cannot be read."""
+def _unread(what: str, encoded: Encoded) -> str:
+    """A sentence of the photos of which a "label" or "captions" are there but cannot be read; nothing where there are none."""
     lost = [each for each in encoded.unread if what in each]
-    if lost:
-        raise ValueError(
-            f"The {what.removesuffix('s')}s of {len(lost)} of the {len(encoded.index)} photos cannot be read, the first of "
-            f"{lost[0]['key']}: {lost[0][what]}. Repair them, or measure without them by {way_out}."
-        )
+    if not lost:
+        return ""
+    plural = "labels" if what == "label" else what
+    return (
+        f"The {plural} of {len(lost)} of the {len(encoded.index)} photos cannot be read, the first of {lost[0]['key']}: "
+        f"{lost[0][what]}."
+    )
+
+
+def _check_read(what: str, encoded: Encoded, way_out: str) -> None:
+    if lost := _unread(what, encoded):
+        raise ValueError(f"{lost} Repair them, or measure without them by {way_out}.")

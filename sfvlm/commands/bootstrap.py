@@ -9,7 +9,7 @@ import torch
 import tyro
 
 from ..alignment import for_host
-from ..bootstrap import bootstrap
+from ..bootstrap import SKIPPED, bootstrap
 from ..bootstrap_options import BootstrapOptions
 from ..chat import open_host
 from ..cli import say
@@ -18,6 +18,7 @@ from ..export import open_student
 from ..inherit import check_descent, inherit, student_config, take_over
 from ..swap_plan import read_host
 from ..teachers import Teacher, check_own_tower, open_teacher
+from ..views import SkipLog
 from ..zoo import resolve
 from .opening import open_and_say
 
@@ -105,6 +106,8 @@ def bootstrap_command(command: BootstrapCommand) -> None:
             read = read_host(host.model.config, host.processor).layers
             options = replace(options, objective=for_host(options.objective, max(read)))
     result = bootstrap(teacher, student, report, photos, command.out, options, host=host, resume=command.resume)
+    if lost := SkipLog(command.out / SKIPPED).count:
+        say(f"{lost} photos cannot be read and were passed over: {command.out / SKIPPED} says why.")
     say(", ".join(f"{name} {value:.4f}" for name, value in result.items()))
     if command.host is None:
         say(

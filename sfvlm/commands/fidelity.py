@@ -83,7 +83,7 @@ def fidelity_command(command: FidelityCommand) -> None:
     )
     say(fidelity_table(rows))
     if command.out is not None:
-        asked = {name: getattr(command, name) for name in ("turns", "seed", "limit")}
+        asked = {name: getattr(command, name) for name in ("turns", "seed", "limit")} | {"remarks": list(every.remarks)}
         write_results(command.out, rows, {"command": shlex.join(sys.argv), "device": str(host.model.device), **asked})
         say(f"\nWrote {command.out}; the answers are in {answers}.")
 

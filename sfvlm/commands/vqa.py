@@ -125,7 +125,9 @@ def vqa_command(command: VqaCommand) -> None:
     say(vqa_table(rows, scores[0].headline, benchmark_named(command.benchmark).shown))
     if command.out is not None:
         made = {name: getattr(command, name) for name in ("split", "negatives", "seed", "limit")}
-        write_results(command.out, rows, {"command": shlex.join(sys.argv), "device": _device(command), **made})
+        remarks = list(photos.photos.remarks) if isinstance(photos, SourcePhotos) else []
+        facts = {"command": shlex.join(sys.argv), "device": _device(command), **made, "remarks": remarks}
+        write_results(command.out, rows, facts)
         write_scores(
             command.out,
             command.benchmark,
