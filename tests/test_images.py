@@ -411,6 +411,51 @@ def test_a_hugging_face_dataset_that_was_saved_to_give_tensors_keeps_its_labels(
     assert open_photos(tmp_path / "set")[0].label == 3
 
 
+def test_of_several_image_columns_the_one_called_image_is_taken_and_said(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(mask=datasets.Image(), image=datasets.Image(), left=datasets.Image())
+    rows = {"mask": [Image.new("L", (3, 3))], "image": [noise()], "left": [noise()]}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.save_to_disk(tmp_path / "three")
+    photos = open_photos(tmp_path / "three")
+    assert photos[0].image.size == (40, 30) and "mask" not in photos[0].meta
+    assert "those of its column 'image', of mask, image, left" in photos.remarks[0]
+    table.remove_columns("image").save_to_disk(tmp_path / "two")
+    with pytest.raises(ValueError, match=r"several columns of images \(mask, left\) and none called 'image': rename"):
+        open_photos(tmp_path / "two")
+
+
+def test_the_only_column_of_classes_is_the_label_whatever_it_is_called(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    names, kind = ["cat", "dog"], datasets.ClassLabel
+    rows = {"image": [noise()], "fine": [1], "coarse": [0]}
+    features = datasets.Features(image=datasets.Image(), fine=kind(names=names), coarse=kind(names=["animal"]))
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.save_to_disk(tmp_path / "both")
+    photos = open_photos(tmp_path / "both")
+    assert (
+        photos[0].label is None
+        and "several columns of classes (fine, coarse) and none called 'label'" in photos.remarks[0]
+    )
+    table.remove_columns("coarse").save_to_disk(tmp_path / "one")
+    photos = open_photos(tmp_path / "one")
+    assert (photos[0].label, photos.class_names, photos.remarks) == (1, ("cat", "dog"), ())
+
+
+def test_a_label_of_a_hugging_face_dataset_that_is_a_word_costs_only_those_who_need_it(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("string"))
+    datasets.Dataset.from_dict({"image": [noise()], "label": ["cat"]}, features=features).save_to_disk(tmp_path / "set")
+    photo = open_photos(tmp_path / "set")[0]
+    assert photo.label is None and "'cat', which is no whole number" in photo.unread["label"]
+
+
+def test_a_pipe_that_is_given_as_a_photo_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(UnreadablePhoto, match="no regular file"):
+        open_photos(tmp_path / "a.jpg")[0]
+
+
 def test_a_hugging_face_dataset_opens_from_disk(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
