@@ -91,6 +91,10 @@ def _of_texts(
             say(
                 f"The classes are called by numbers such as {own[0]}, and so they are in sentences: --class-names gives others."
             )
+        elif names is own and (
+            odd := next((name for name in own if "_" in name or _unnumbered(name) != _plain(name)), None)
+        ):
+            say(f"Sentences are made of the classes' names as they are, such as {odd!r}: --class-names gives others.")
     if len(names) < 2:
         raise ValueError(
             f"There is one class, {names[0]!r}, so that no choice can be wrong: give others with --class-names and "
@@ -218,21 +222,27 @@ def _counted_from(classes: Classes, say: Callable[[str], None]) -> tuple[int, ..
 
 
 def _places(own: Sequence[str], called: Sequence[str]) -> list[list[int]]:
-    """Where each name stands among others: as it is written, or else by its letters and digits."""
-    for form in (str, _plain):
+    """Where each name stands among others: in the strictest form in which all are there, or else in the loosest."""
+    found: list[list[int]] = []
+    for form in (str, _plain, _unnumbered):
         places: dict[str, list[int]] = defaultdict(list)
         for number, name in enumerate(called):
             places[form(name)].append(number)
         found = [places.get(form(name), []) for name in own]
-        if all(found) or form is _plain:
-            return found
-    raise AssertionError
+        if all(found):
+            break
+    return found
 
 
 def _plain(name: str) -> str:
     """A name without what people write in different ways: case, underscores, leading zeros of a number."""
     words = re.sub(r"[\W_]+", " ", name).strip().casefold()
     return str(int(words)) if is_number(words) else words
+
+
+def _unnumbered(name: str) -> str:
+    """`_plain` without a number or WordNet id in front: 001.Laysan_Albatross, n02085620-Chihuahua."""
+    return _plain(re.sub(r"^([0-9]+|n[0-9]{8})[-._ ]+(?=\D)", "", name))
 
 
 def _counting(name: str) -> list[tuple[int, str]]:
@@ -244,9 +254,10 @@ def _alike(names: Sequence[str]) -> list[str]:
     """Two names that differ in case or signs alone."""
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(_plain(name) or name, name)
-        if other is not name:
-            return [repr(other), repr(name)]
+        key = _plain(name) or name
+        if key in seen:
+            return [repr(seen[key]), repr(name)]
+        seen[key] = name
     return []
 
 

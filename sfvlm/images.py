@@ -200,9 +200,11 @@ def open_photos(
     listed = [sources] if isinstance(sources, str | Path) else list(sources)
     opened: list[Source] = []
     notes: list[str] = []
+    named_by = 0  # sources that could name their classes
     class_names: list[tuple[str, ...]] = []
     templates: list[tuple[str, ...]] = []
     for path in itertools.chain.from_iterable(map(expand, listed)):
+        named_by += 1
         if isinstance(path, Scenes):
             opened.append(ScenePhotos(path.count, path.seed))
         elif path.is_dir() and is_hugging_face(path):
@@ -241,6 +243,10 @@ def open_photos(
     if not len(photos):
         where, passed = ", ".join(map(str, listed)) or "an empty list", photos.passed_over.sentence()
         raise ValueError(f"No photos found in {where}. {passed}".rstrip())
+    if class_names and len(class_names) < named_by:
+        photos.notes += (
+            f"Of the {named_by} sources {len(class_names)} name their classes; labels of the others are taken for places among these.",
+        )
     if labelled and len(set(class_names)) > 1:
         raise NoLabels(f"The sources {listed} name different classes; open them one at a time.")
     return photos
@@ -252,13 +258,16 @@ def _beside_shards(folder: Path, shards: Sequence[TarPhotos]) -> PassedOver:
     Raises:
         ValueError: They lie among the shards, or are more than are in these: a shard may have come there by accident.
     """
-    names, _ = image_names(folder)
+    names, found = image_names(folder)
     if any("/" not in name for name in names) or len(names) > sum(map(len, shards)):
         raise ValueError(
             f"{folder} holds shards ({shards[0].path.name}) and {len(names)} photos beside them ({names[0]}), and only one of both "
             f"can be meant: give '{shards[0].path.parent}/*.tar' for the shards, or move them away for the photos."
         )
     passed = PassedOver()
+    for kind in found.counts:
+        if not kind.startswith("."):  # what has a suffix describes the shards, or is one
+            passed.add(kind, found.first[kind], found.counts[kind])
     for name in names:
         passed.add("photos in folders beside the shards", name)
     return passed

@@ -28,8 +28,8 @@ class PassedOver:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
 
-    def add(self, kind: str, name: str) -> None:
-        self.counts[kind] += 1
+    def add(self, kind: str, name: str, count: int = 1) -> None:
+        self.counts[kind] += count
         self.first.setdefault(kind, name)
 
     def update(self, other: "PassedOver") -> None:

@@ -114,7 +114,7 @@ def _captions_and_meta(
         meta = {} if data is None else json.loads(data)
         if not isinstance(meta, dict):
             unread["meta"] = "its .json is not an object"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         unread["meta"] = f"its .json is no JSON: {error}"
     if "meta" in unread:
         meta = {}

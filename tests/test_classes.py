@@ -29,6 +29,13 @@ def test_names_are_the_same_whatever_their_case_and_signs():
     assert resolved(("C", "C++"), ("C++", "C"))[0] == (1, 0)  # as they are written, before anything else
 
 
+def test_numbers_before_names_of_folders_are_no_part_of_the_name():
+    birds = ("001.Black_footed_Albatross", "002.Laysan_Albatross")
+    assert resolved(birds, ("Laysan Albatross", "Black-footed Albatross"))[0] == (1, 0)
+    assert resolved(("n02085620-Chihuahua", "n02085782-pug"), ("pug", "Chihuahua"))[0] == (1, 0)
+    assert "as they are, such as '001.Black_footed_Albatross'" in resolved(birds)[1]
+
+
 def test_a_class_that_several_names_could_mean_is_refused():
     with pytest.raises(ValueError, match="'crane' of the photos is called like several"):
         resolved(("crane", "dog"), ("crane", "dog", "crane"))

@@ -131,3 +131,17 @@ def test_why_photos_have_no_labels_is_said(tmp_path):
     (root / "loose.png").unlink()
     mixture = open_evaluation_photos(f"{root}::{other}")
     assert mixture.class_names is None and "name different classes" in mixture.remarks[0]
+
+
+def test_sources_that_do_not_name_their_classes_beside_one_that_does_are_said(tmp_path):
+    root = write_folder(tmp_path / "set", "cat/1.png", "dog/2.png")
+    shard = write_tar(tmp_path / "s.tar", {"a.png": encoded(noise()), "a.cls": b"1"})
+    photos = open_evaluation_photos(f"{root}::{shard}")
+    assert photos.class_names == ("cat", "dog") and [photo.label for photo in photos] == [0, 1, 1]
+    assert "Of the 2 sources 1 name their classes" in photos.remarks[0]
+
+
+def test_a_pipe_called_like_a_shard_is_counted(tmp_path):
+    write_shard(tmp_path / "set" / "0.tar", "x")
+    os.mkfifo(tmp_path / "set" / "1.tar")
+    assert open_photos(tmp_path / "set").passed_over.counts == {"pipes, sockets and devices": 1}
