@@ -47,7 +47,7 @@ def resolve_classes(
         ValueError: The photos have so many classes, the classifier or what was given so many others, or others of these names; or
             there is one alone.
     """
-    own = own_names or ()
+    own: tuple[str, ...] = tuple(own_names or ())
     said: list[str] = []
     if classes.indices and own == tuple(sorted(own, key=_counting)) != tuple(sorted(own)):
         said.append(f"The classes of --class-indices are those of the photos by number: {own[0]}, {own[1]}, ...")
@@ -136,7 +136,7 @@ def _of_outputs(
 
 def _found_among(own: tuple[str, ...], classes: Classes, say: Callable[[str], None]) -> tuple[int, ...] | None:
     """Label -> class where the photos' classes are called something and names are given: by name, by number, or by their order."""
-    names, ids = classes.names or (), classes.ids or ()
+    names, ids = tuple(classes.names or ()), tuple(classes.ids or ())
     if own == names:
         return None
     for called in (ids, names):

@@ -146,7 +146,7 @@ def _open(data: bytes) -> Image.Image:
     is_avif = kind in AVIF_KINDS or (kind in HEIF_KINDS and b"avif" in data[16:64])  # it may call itself mif1 first
     if kind in HEIF_KINDS and not is_avif:
         try:
-            import pillow_heif
+            import pillow_heif  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError("it is a HEIC photo, which needs pillow-heif: pip install 'sfvlm[heic]'") from error
         # Opened by itself, because registering it would change what Pillow opens in the whole process.

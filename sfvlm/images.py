@@ -117,12 +117,12 @@ class Photos(Dataset[Photo]):
         source, row = self._locate(index)
         key = source.key(row)
         try:
-            image, *said = source.read(row)
+            image, label, captions, meta, unread = source.read(row)
             if isinstance(image, bytes):
                 image = decode_image(image, self.max_pixels, self.decode_hint)
         except (OSError, ValueError) as error:
             raise UnreadablePhoto(key, str(error)) from error
-        return Photo(image, key, *said)
+        return Photo(image, key, label, captions, meta, unread)
 
 
 class SomePhotos(Protocol):
