@@ -61,6 +61,7 @@ from .views import (
 )
 
 METRICS = "metrics.jsonl"
+SKIPPED = "skipped.jsonl"
 # What a resumed run must have been begun with, of the student's configuration.
 ARCHITECTURE = (
     "image_size",
@@ -160,7 +161,7 @@ class _Run:
             raise ValueError(f"batch_size {options.batch_size} is not a multiple of the {world} processes.")
         self.at_once = options.batch_size // world  # photos that a device has memory for
         self.photos = split_photos(photos, options)
-        self.skips = SkipLog(out / "skipped.jsonl") if self.is_main else None
+        self.skips = SkipLog(out / SKIPPED) if self.is_main else None
         self.untold: list[Mapping[str, str]] = []  # photos passed over here, which the first process does not know yet
 
         trainable = with_lora(student, options) if options.tune == "lora" else student

@@ -22,6 +22,7 @@ class RunPhotos:
     training: Selection
     held_back: Selection
     left_out: int
+    passed_over: Mapping[str, int]  # files of the sources that are no photos, by kind
     trained: Mapping[str, Any]  # by what the training photos are known
     fingerprint: Mapping[str, Any]  # by what all are known: a resumed run must have the same ones
 
@@ -32,6 +33,7 @@ class RunPhotos:
             "photos": list(self.origins),
             "photos_read": len(training | held_back),
             "photos_left_out": self.left_out,
+            "files_passed_over": dict(self.passed_over),
             "photos_held_back": len(held_back - training),
         }
 
@@ -56,7 +58,8 @@ def split_photos(photos: Photos, options: BootstrapOptions) -> RunPhotos:
     _check_readable(measured, "to evaluate on")
     trained = {"photos": len(training), "photo_names": names_hash(training), "photo_samples": _samples(training)}
     fingerprint = trained | {"held_back_names": names_hash(measured)}
-    return RunPhotos(photos.origins, training, measured, len(left_out), trained, fingerprint)
+    passed_over = photos.passed_over.counts
+    return RunPhotos(photos.origins, training, measured, len(left_out), passed_over, trained, fingerprint)
 
 
 def _check_readable(photos: Selection, purpose: str) -> None:

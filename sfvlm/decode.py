@@ -1,16 +1,59 @@
 """From the bytes of an image file to an upright RGB photo."""
 
 import contextlib
+import os
+import stat
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 
-# Formats are named because Pillow also opens some, such as EPS, by starting another program.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# Formats are named because Pillow also opens some, such as EPS, by starting another program. The first are the usual ones: of
+# two pictures of one sample, the one whose suffix comes first here is the photo. TGA, which begins with no mark of its own,
+# comes last: Pillow tries them in this order.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"),
+    "WEBP": (".webp",),
+    "HEIF": (".heic", ".heif", ".hif"),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    "TIFF": (".tif", ".tiff"),
+    "PNG": (".png", ".apng"),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "PSD": (".psd",),
+    "QOI": (".qoi",),
+    "DDS": (".dds",),
+    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
+    "SUN": (".ras",),
+    "PCX": (".pcx",),
+    "ICO": (".ico",),
+    "ICNS": (".icns",),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+}
+IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+MARKED = (
+    "JPEG",
+    "WEBP",
+    "AVIF",
+    "JPEG2000",
+    "TIFF",
+    "PNG",
+    "BMP",
+    "GIF",
+)  # told apart from other files by their first bytes
+# ISO 14496-12 files name their kind in bytes 8 to 12.
+HEIF_KINDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+AVIF_KINDS = (b"avif", b"avis")
+# Brightest values of 8, 10, 12 and 16 bits: cameras and scanners store what they measured in files of 16 or 32 bits.
+WHITES = (255.0, 1023.0, 4095.0, 65535.0)
 
 
 @dataclass(frozen=True)
@@ -22,6 +65,9 @@ class Photo:
     label: int | None = None
     captions: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(
+        default_factory=dict
+    )  # why "label", "captions" or "meta" cannot be read, where it is there
 
 
 class UnreadablePhoto(ValueError):
@@ -36,8 +82,31 @@ class UnreadablePhoto(ValueError):
         return f"{self.key}: {self.reason}"
 
 
+def read_regular(path: Path) -> bytes:
+    """The content of a file; ValueError for a pipe, socket or device, which may give nothing for ever."""
+    # Without waiting: an open pipe would, and what is at a path may change at any time.
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no regular file, but a pipe, a socket or a device")
+        return file.read()
+
+
+def is_marked(head: bytes) -> bool:
+    """Whether the first 16 bytes or more of a file are those of a photo, whatever it is called."""
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_KINDS:
+        return True
+    accepts = (Image.OPEN[name][1] for name in _known(MARKED))
+    return any(accept is not None and accept(head[:16]) is True for accept in accepts)
+
+
+def _known(names: tuple[str, ...]) -> list[str]:
+    """Those of these formats that this Pillow has a reader for."""
+    Image.init()
+    return [name for name in names if name in Image.OPEN]
+
+
 def decode_image(data: bytes, max_pixels: int, decode_hint: int | None = None) -> Image.Image:
-    """Encoded bytes to an upright RGB image: first frame, transparency on white, 16 bits scaled.
+    """Encoded bytes to an upright RGB image: first frame, transparency on white, deep ones scaled to 8 bits.
 
     `decode_hint` lets a JPEG decode at 1/2, 1/4 or 1/8 of its size, while both sides stay at least
     that long. Raises ValueError with the reason.
@@ -45,21 +114,61 @@ def decode_image(data: bytes, max_pixels: int, decode_hint: int | None = None) -
     if not data:
         raise ValueError("the file is empty")
     try:
-        image = Image.open(BytesIO(data), formats=IMAGE_FORMATS)
+        image = _open(data)
     except Image.UnidentifiedImageError:
-        raise ValueError(f"not a {', '.join(IMAGE_FORMATS)} image") from None
+        raise ValueError(f"not a {', '.join(FORMATS)} image") from None
+    except ImportError as error:
+        raise ValueError(str(error)) from error
     except Exception as error:  # on corrupt bytes Pillow's readers raise nearly any exception
         raise ValueError(f"its header cannot be read: {error}") from error
     if image.width * image.height > max_pixels:
         raise ValueError(f"{image.width} x {image.height} is more than max_pixels={max_pixels}")
+    halved = _is_halved(image)
     try:
         if decode_hint is not None:
             image.draft("RGB", (decode_hint, decode_hint))
         image.load()
         _turn_upright(image)
-        return to_rgb(image)
+        rgb = to_rgb(image)
     except Exception as error:
         raise ValueError(f"it cannot be decoded: {error}") from error
+    if halved and max(high for _, high in rgb.getextrema()) <= WHITES[2] // 256:  # pyright: ignore[reportGeneralTypeIssues]
+        raise ValueError(
+            "its colours have 16 bits and no value above 4095, and Pillow reads the upper 8 bits alone, which leaves it "
+            "black: save it with 8 bits a colour"
+        )
+    return rgb
+
+
+def _open(data: bytes) -> Image.Image:
+    """The image before its pixels; ImportError where a package is missing that this format needs."""
+    kind = data[8:12] if data[4:8] == b"ftyp" else b""
+    is_avif = kind in AVIF_KINDS or (kind in HEIF_KINDS and b"avif" in data[16:64])  # it may call itself mif1 first
+    if kind in HEIF_KINDS and not is_avif:
+        try:
+            import pillow_heif  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ImportError("it is a HEIC photo, which needs pillow-heif: pip install 'sfvlm[heic]'") from error
+        # Opened by itself, because registering it would change what Pillow opens in the whole process.
+        return pillow_heif.HeifImageFile(BytesIO(data))
+    names = _known(tuple(FORMATS))
+    if is_avif and not ("AVIF" in names and _built_with("avif")):
+        raise ImportError("it is an AVIF photo, which needs Pillow 11.3 or newer: pip install -U pillow")
+    return Image.open(BytesIO(data), formats=names)
+
+
+def _built_with(name: str) -> bool:
+    """Whether this Pillow was built with a library."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # older ones do not know every name
+        return bool(features.check(name))
+
+
+def _is_halved(image: Image.Image) -> bool:
+    """Whether several channels of 16 bits will be read as their upper 8 bits, which is all that Pillow has modes for."""
+    if len(image.getbands()) == 1:
+        return False
+    return any(";16" in str(part) for tile in getattr(image, "tile", ()) for part in tile)
 
 
 def _turn_upright(image: Image.Image) -> None:
@@ -79,15 +188,35 @@ def to_rgb(image: Image.Image) -> Image.Image:
         background = Image.new("RGB", image.size, "white")
         background.paste(image, mask=image.getchannel("A"))
         return background
+    if image.mode == "LAB":
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB") or image
     return image.convert("RGB")
 
 
 def _grey_to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scales deep greyscale, which Pillow's own conversion would clip to white."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-    brightest = float(values.max())
-    # Floats come as 0..1, 0..255 or 0..65535, integers as 16 bits; what lies beyond is scaled by
-    # its own maximum.
-    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    """Scales deep greyscale, which Pillow's own conversion would clip to white.
+
+    White is the greatest value of the fewest bits that hold the brightest one; floats may go from 0 to 1 too. What is beyond
+    all of these is scaled by its own maximum.
+
+    Raises:
+        ValueError: The values go so far below 0 that they are no brightness, such as those of a scan or a normalised picture.
+    """
+    values = np.asarray(image, dtype=np.float32)
+    valid = np.abs(values) < 1e30  # no number, or the marks that stand for none
+    brightest, darkest = (float(extreme(values, where=valid, initial=0)) for extreme in (np.max, np.min))
+    whites = (1.0, WHITES[0], WHITES[-1]) if image.mode == "F" else _stored_white(image) or WHITES
     white = next((value for value in whites if brightest <= value), brightest)
+    if darkest < -white / 10:
+        raise ValueError(
+            f"its values go from {darkest:g} to {brightest:g}, which are no brightness: save it with 8 bits"
+        )
+    values = np.where(valid, values, np.where(values > 0, white, 0))
     return Image.fromarray(np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8))
+
+
+def _stored_white(image: Image.Image) -> tuple[float, ...]:
+    """The greatest value that a TIFF says its bits can hold, where that are neither 8, 16 nor 32."""
+    bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # BitsPerSample
+    return (2.0**bits - 1,) if 8 < bits < 16 else ()

@@ -10,23 +10,29 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch.utils.data import Dataset
 
-from .decode import IMAGE_SUFFIXES, Photo, UnreadablePhoto, decode_image
-from .errors import reason
-from .files import read_class_names, read_templates
-from .photo_paths import Scenes, beside, class_folders, expand, image_names, is_hugging_face, only_split, shards_of
+from .class_names import read_classes
+from .decode import IMAGE_SUFFIXES, Photo, UnreadablePhoto, decode_image, read_regular
+from .errors import shortened
+from .files import read_templates
+from .photo_folders import NoLabels, PassedOver, class_folders, folders_without_photos, image_names
+from .photo_paths import Scenes, beside, expand, is_hugging_face, only_split, shards_of
+from .photo_tables import HuggingFacePhotos
 from .scenes import render_scene
-from .shards import PackedStrings, Record, TarPhotos, captions_of
+from .shards import PackedStrings, Record, TarPhotos
 
 
 class FolderPhotos:
     """Image files below `root`; with classes, the first folder on the way is the class."""
 
-    def __init__(self, root: Path, names: Iterable[str], class_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, root: Path, names: Iterable[str], class_names: Sequence[str] = (), passed_over: PassedOver | None = None
+    ) -> None:
         self.root = root
+        self.passed_over = passed_over or PassedOver()
         self.names = PackedStrings(names)
         self.labels = {name: label for label, name in enumerate(class_names)}
 
@@ -38,53 +44,14 @@ class FolderPhotos:
 
     def read(self, index: int) -> Record:
         name = self.names[index]
-        return (self.root / name).read_bytes(), self.labels.get(name.split("/")[0]), (), {}
-
-
-class HuggingFacePhotos:
-    """One split of a Hugging Face dataset on disk. Every column but the images goes to `meta`."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            import datasets
-        except ImportError as error:
-            message = "Reading a Hugging Face dataset needs the datasets package: pip install sfvlm[eval]."
-            raise ValueError(message) from error
-        self.path = path
-        try:
-            rows: Any = datasets.load_from_disk(str(path))  # a Dataset; its rows are untyped
-        except Exception as error:  # each file of it that is missing or damaged raises its own kind
-            raise ValueError(f"The Hugging Face dataset {path} cannot be opened: {reason(error)}") from error
-        images = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
-        if not images:
-            raise ValueError(f"{path} has no column of type datasets.Image, only {rows.column_names}.")
-        self.column = images[0]
-        label = rows.features.get("label")
-        self.class_names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None
-        # The bytes are wanted as they are: datasets would decode with other rules than ours.
-        rows = rows.remove_columns(images[1:]).cast_column(self.column, datasets.Image(decode=False))
-        self.rows = rows.with_format(None)  # it may have been saved to give tensors, which no label or caption is
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def key(self, index: int) -> str:
-        return f"{self.path.name}:{index}"
-
-    def read(self, index: int) -> Record:
-        meta = dict(self.rows[index])
-        image = meta.pop(self.column)
-        if image is None:
-            raise ValueError(f"its column {self.column!r} is empty")
-        data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-        label = meta.get("label")
-        return data, label if isinstance(label, int) else None, captions_of(meta), meta
+        return Record(read_regular(self.root / name), self.labels.get(name.split("/")[0]))
 
 
 class ScenePhotos:
     """Rendered scenes: photos that need no download."""
 
     def __init__(self, count: int, seed: int) -> None:
+        self.passed_over = PassedOver()
         self.count = count
         self.seed = seed
 
@@ -96,7 +63,7 @@ class ScenePhotos:
 
     def read(self, index: int) -> Record:
         scene = render_scene(self.seed, index)
-        return scene.image, scene.label, scene.captions, scene.to_meta()
+        return Record(scene.image, scene.label, scene.captions, scene.to_meta())
 
 
 Source = FolderPhotos | TarPhotos | HuggingFacePhotos | ScenePhotos
@@ -114,6 +81,7 @@ class Photos(Dataset[Photo]):
         class_names: tuple[str, ...] | None = None,
         templates: tuple[str, ...] | None = None,
         origins: tuple[str, ...] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         self.sources = tuple(sources)
         self.origins = origins  # the sources as they were given
@@ -121,10 +89,19 @@ class Photos(Dataset[Photo]):
         self.decode_hint = decode_hint
         self.class_names = class_names
         self.templates = templates
+        self.notes = tuple(notes)  # what was taken or assumed of the sources, a sentence each
+        self.passed_over = PassedOver()
+        for source in sources:
+            self.passed_over.update(source.passed_over)
         self._ends = list(itertools.accumulate(len(source) for source in sources))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a person should be told of the sources before their photos are used, a sentence each."""
+        return tuple(filter(None, (*self.notes, self.passed_over.sentence())))
 
     def _locate(self, index: int) -> tuple[Source, int]:
         if not 0 <= index < len(self):
@@ -140,12 +117,12 @@ class Photos(Dataset[Photo]):
         source, row = self._locate(index)
         key = source.key(row)
         try:
-            image, label, captions, meta = source.read(row)
+            image, label, captions, meta, unread = source.read(row)
             if isinstance(image, bytes):
                 image = decode_image(image, self.max_pixels, self.decode_hint)
         except (OSError, ValueError) as error:
             raise UnreadablePhoto(key, str(error)) from error
-        return Photo(image, key, label, captions, meta)
+        return Photo(image, key, label, captions, meta, unread)
 
 
 class SomePhotos(Protocol):
@@ -214,42 +191,83 @@ def open_photos(
     A source is an image file; a folder of photos (recursive; with `labelled`, its subfolders are
     the classes); tar shards as a path, a glob, a brace range `{000..012}.tar` or a folder of
     them; a folder written by `Dataset.save_to_disk`; `scenes:COUNT` or `scenes:COUNT:SEED`; or
-    several of these joined by `::`. A folder with shards is read as its shards alone.
+    several of these joined by `::`. What is passed over is counted; `Photos.remarks` says it.
+
+    Raises:
+        ValueError: A source is none, there is no photo, or photos lie beside shards.
+        NoLabels: With `labelled`, where a folder has no class folders, or the sources' classes differ.
     """
     listed = [sources] if isinstance(sources, str | Path) else list(sources)
     opened: list[Source] = []
+    notes: list[str] = []
+    named_by = 0  # sources that could name their classes
     class_names: list[tuple[str, ...]] = []
     templates: list[tuple[str, ...]] = []
     for path in itertools.chain.from_iterable(map(expand, listed)):
+        named_by += 1
         if isinstance(path, Scenes):
             opened.append(ScenePhotos(path.count, path.seed))
         elif path.is_dir() and is_hugging_face(path):
             rows = HuggingFacePhotos(only_split(path))
             opened.append(rows)
+            notes += rows.notes
             class_names += [rows.class_names] if rows.class_names else []
         elif shards := shards_of(path):
-            opened += map(TarPhotos, shards)
-            class_names += map(read_class_names, beside(shards, "classnames.txt"))
+            found = [*map(TarPhotos, shards)]
+            if path.is_dir():
+                found[0].passed_over.update(_beside_shards(path, found))
+            opened += found
+            class_names += [read_classes(file).names for file in beside(shards, "classnames.txt")]
             templates += map(read_templates, beside(shards, "zeroshot_classification_templates.txt"))
         elif path.is_dir():
-            names = image_names(path)
+            names, passed = image_names(path)
             if labelled:
                 names = [name for name in names if "/" in name]
                 class_names.append(class_folders(path, names))
-            opened.append(FolderPhotos(path, names, class_names[-1] if labelled else ()))
+                if bare := folders_without_photos(path, class_names[-1]):
+                    notes.append(f"Folders of {path} that hold no photo are no classes: {shortened(', '.join(bare))}.")
+            opened.append(FolderPhotos(path, names, class_names[-1] if labelled else (), passed))
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             opened.append(FolderPhotos(path.parent, [path.name]))
         else:
             raise ValueError(f"{path} is not a photo source: give a folder, an image or a .tar shard.")
-    if not any(map(len, opened)):
-        raise ValueError(f"No photos found in {', '.join(map(str, listed)) or 'an empty list'}.")
-    if labelled and len(set(class_names)) > 1:
-        raise ValueError(f"The sources {listed} name different classes; open them one at a time.")
-    return Photos(
+    photos = Photos(
         opened,
         max_pixels=max_pixels,
         decode_hint=decode_hint,
         class_names=class_names[0] if len(set(class_names)) == 1 else None,
         templates=templates[0] if len(set(templates)) == 1 else None,
         origins=tuple(map(str, listed)),
+        notes=notes,
     )
+    if not len(photos):
+        where, passed = ", ".join(map(str, listed)) or "an empty list", photos.passed_over.sentence()
+        raise ValueError(f"No photos found in {where}. {passed}".rstrip())
+    if class_names and len(class_names) < named_by:
+        photos.notes += (
+            f"Of the {named_by} sources {len(class_names)} name their classes; labels of the others are taken for places among these.",
+        )
+    if labelled and len(set(class_names)) > 1:
+        raise NoLabels(f"The sources {listed} name different classes; open them one at a time.")
+    return photos
+
+
+def _beside_shards(folder: Path, shards: Sequence[TarPhotos]) -> PassedOver:
+    """The photos in a folder of shards, which are read alone.
+
+    Raises:
+        ValueError: They lie among the shards, or are more than are in these: a shard may have come there by accident.
+    """
+    names, found = image_names(folder)
+    if any("/" not in name for name in names) or len(names) > sum(map(len, shards)):
+        raise ValueError(
+            f"{folder} holds shards ({shards[0].path.name}) and {len(names)} photos beside them ({names[0]}), and only one of both "
+            f"can be meant: give '{shards[0].path.parent}/*.tar' for the shards, or move them away for the photos."
+        )
+    passed = PassedOver()
+    for kind in found.counts:
+        if not kind.startswith("."):  # what has a suffix describes the shards, or is one
+            passed.add(kind, found.first[kind], found.counts[kind])
+    for name in names:
+        passed.add("photos in folders beside the shards", name)
+    return passed

@@ -26,6 +26,9 @@ class Encoded:
     labels: tuple[int | None, ...]
     captions: tuple[tuple[str, ...], ...]
     skipped: tuple[dict[str, str], ...]  # {"key", "reason"} of each broken photo
+    unread: tuple[
+        dict[str, str], ...
+    ] = ()  # {"key", "label" or "captions": reason} of each whose label or captions are damaged
 
 
 def classification_metrics(scores: Tensor, labels: Tensor) -> Numbers:

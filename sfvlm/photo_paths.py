@@ -1,6 +1,6 @@
-"""What a source of photos, as a person writes it, means on a disk: files, folders, shards, class folders.
+"""What a source of photos, as a person writes it, means on a disk: files, folders, shards.
 
-source -> paths that exist, or rendered scenes -> the shards in them | the image files in them, and their classes
+source -> paths that exist, or rendered scenes -> the shards in them
 """
 
 import glob
@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from .decode import IMAGE_SUFFIXES
 from .files import read_json, read_text
 
 
@@ -88,7 +87,9 @@ def shards_of(path: Path) -> list[Path]:
         if missing:
             raise ValueError(f"{path}/nshards.txt says {count} shards; {', '.join(missing)} missing.")
         return shards
-    shards = sorted(shard for shard in path.glob("*.tar") if not shard.name.startswith("."))
+    shards = sorted(
+        shard for shard in path.glob("*.[tT][aA][rR]") if shard.is_file() and not shard.name.startswith(".")
+    )
     return shards or (shards_of(path / "test") if (path / "test").is_dir() else [])
 
 
@@ -103,30 +104,3 @@ def beside(shards: list[Path], name: str) -> list[Path]:
     """The file of that name beside the shards or one folder up, if there is one."""
     folder = shards[0].parent
     return [path for path in (folder / name, folder.parent / name) if path.exists()][:1]
-
-
-def image_names(root: Path) -> list[str]:
-    """Paths of the image files below `root`, relative to it and sorted."""
-    names: list[str] = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        below = Path(folder).relative_to(root)
-        above = {os.path.realpath(root / each) for each in (below, *below.parents)}  # links may lead back to these
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in above
-        ]
-        prefix = "" if below == Path() else f"{below.as_posix()}/"
-        names += [prefix + name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
-    return sorted(names)
-
-
-def class_folders(root: Path, names: list[str]) -> tuple[str, ...]:
-    """The ImageFolder rule: the sorted immediate subfolders are the classes."""
-    if not names:
-        raise ValueError(
-            f"{root} has no photos in class subfolders, so their labels are unknown; "
-            "put the photos of each class into a folder of its own."
-        )
-    folders = (entry.name for entry in root.iterdir() if entry.is_dir())
-    return tuple(sorted(name for name in folders if not name.startswith(".")))

@@ -10,7 +10,7 @@ Shapes: B batch, N photos, T texts, K classes, E width of the shared space.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .choices import Task
+from .classes import Classes, absent_classes, mapped_labels, resolve_classes
 from .decode import UnreadablePhoto
 from .images import FolderPhotos, Photos, ScenePhotos, open_photos
 from .metrics import (
@@ -30,12 +31,13 @@ from .metrics import (
     nearest,
     retrieval_metrics,
 )
+from .photo_folders import NoLabels
 from .results import Row
 from .scene_texts import CLASS_NAMES, class_prompt
 from .sparseformer import SparseFormerModel
 from .subsets import spread
 from .teachers import TeacherOutput
-from .texts import Template, TextEncoder, are_wordnet_ids, imagenet_indices, imagenet_names, imagenet_templates
+from .texts import Template, TextEncoder, imagenet_templates
 from .views import check_crop, evaluation_view, normalize
 
 
@@ -87,7 +89,8 @@ class EvaluationViews(Dataset[dict[str, Any]]):
         except UnreadablePhoto as error:
             return {"key": error.key, "reason": error.reason}
         pixels = evaluation_view(photo.image, self.image_size, self.crop_pct, squash=self.squash)  # (3, S, S) uint8
-        return {"index": index, "pixels": pixels, "label": photo.label, "captions": photo.captions}
+        said = {"key": photo.key, "label": photo.label, "captions": photo.captions, "unread": photo.unread}
+        return {"index": index, "pixels": pixels, **said}
 
 
 @torch.no_grad()
@@ -128,22 +131,31 @@ def encode_all(
         labels=tuple(view["label"] for view in read),
         captions=tuple(view["captions"] for view in read),
         skipped=tuple(skipped),
+        unread=tuple({"key": view["key"], **view["unread"]} for view in read if view["unread"]),
     )
 
 
 def open_evaluation_photos(source: str) -> Photos:
     """Opens photos with what labels there are: a folder's subfolders are its classes, if every photo is in one.
 
+    Why there are no labels is among the remarks.
+
     Raises:
         ValueError: There are no photos.
     """
     try:
         labelled = open_photos(source, labelled=True)
-    except ValueError:
-        return open_photos(source)
+    except NoLabels as error:
+        every = open_photos(source)
+        every.notes += (str(error),)
+        return every
     if any(isinstance(each, FolderPhotos) for each in labelled.sources):
         every = open_photos(source)
-        if len(every) > len(labelled):  # some lie beside the subfolders
+        if beside := len(every) - len(labelled):
+            every.notes += (
+                f"{beside} of the {len(every)} photos of {source} lie beside its class folders, so that none has a label: move them "
+                "for a classification.",
+            )
             return every
     return labelled
 
@@ -160,29 +172,6 @@ def templates_of(photos: Photos) -> tuple[Template, ...]:
     if all(isinstance(source, ScenePhotos) for source in photos.sources):
         return (class_prompt,)
     return photos.templates or imagenet_templates()
-
-
-def mapped_labels(labels: Sequence[int | None], class_indices: Sequence[int] | None, classes: int) -> Tensor:
-    """Labels of photos to columns of a classifier: (N,).
-
-    Raises:
-        ValueError: A photo has no label, or one outside the indices or the classifier.
-    """
-    if any(label is None for label in labels):
-        raise ValueError(f"{sum(label is None for label in labels)} of {len(labels)} photos have no label.")
-    given = torch.tensor([label for label in labels if label is not None])
-    known = classes if class_indices is None else len(class_indices)
-    if not 0 <= int(given.min()) <= int(given.max()) < known:
-        what = f"the classifier has {classes} classes" if class_indices is None else f"--class-indices lists {known}"
-        raise ValueError(f"The labels go from {int(given.min())} to {int(given.max())}, but {what}, counted from 0.")
-    if class_indices is None:
-        return given
-    table = torch.tensor(class_indices)
-    if not 0 <= int(table.min()) <= int(table.max()) < classes:
-        raise ValueError(
-            f"The class indices go from {int(table.min())} to {int(table.max())}; the classifier has {classes} classes."
-        )
-    return table[given]
 
 
 def classify(
@@ -203,7 +192,7 @@ def classify(
     numbers = classification_metrics(scores, labels)
     numbers["acc1_low"], numbers["acc1_high"] = confidence_interval(choices == labels)
     if class_indices is not None:
-        listed = torch.tensor(sorted(set(class_indices)))
+        listed = torch.tensor(sorted({index for index in class_indices if index >= 0}))
         numbers["acc1_restricted"] = (listed[scores[:, listed].argmax(-1)] == labels).double().mean().item()
     return numbers, choices
 
@@ -223,13 +212,12 @@ class Candidate:
     cost: Numbers  # tokens, mean_tokens, gmacs
 
 
-@dataclass(frozen=True)
-class Classes:
-    """What labels mean, where the photos do not say it themselves."""
+class Evaluation(NamedTuple):
+    """What was measured, on what not, and what was assumed."""
 
-    names: tuple[str, ...] | None = None
-    templates: tuple[Template, ...] | None = None
-    indices: tuple[int, ...] | None = None  # label -> class of the names or of the teacher's classifier
+    rows: list[Row]
+    skipped: tuple[dict[str, str], ...]  # {"key", "reason"} of each broken photo
+    remarks: tuple[str, ...]  # sentences
 
 
 def evaluate(
@@ -244,15 +232,16 @@ def evaluate(
     batch_size: int = 64,
     device: str | torch.device = "cpu",
     workers: int = 0,
-) -> tuple[list[Row], tuple[dict[str, str], ...]]:
-    """Measures all candidates on the same views, the first of which is the teacher: rows, and the broken photos.
+) -> Evaluation:
+    """Measures all candidates on the same views, the first of which is the teacher.
 
     Raises:
         ValueError: The photos do not fit the task, or the candidates one another.
     """
     encode = partial(encode_all, views=views, mean_std=mean_std, batch_size=batch_size, device=device, workers=workers)
     teacher = encode(candidates[0].module, title=candidates[0].name)
-    name, measure = choose_task(task, teacher, views.photos, text, classes or Classes())
+    remarks = list(views.photos.remarks)
+    name, measure = choose_task(task, teacher, views.photos, text, classes or Classes(), remarks)
     teacher_choices = None
     rows: list[Row] = []
     for candidate in candidates:
@@ -274,13 +263,20 @@ def evaluate(
                 "language": "en",
             }
         )
-    return rows, teacher.skipped
+    return Evaluation(rows, teacher.skipped, tuple(remarks))
 
 
 def choose_task(
-    task: Task, teacher: Encoded, photos: Photos, text: Callable[[], TextEncoder | None], classes: Classes
+    task: Task,
+    teacher: Encoded,
+    photos: Photos,
+    text: Callable[[], TextEncoder | None],
+    classes: Classes,
+    remarks: list[str],
 ) -> tuple[str, Callable[[Encoded], tuple[Numbers, Tensor | None]]]:
     """The task's name in result files, and what measures it: labels come first, then captions, then the teacher alone.
+
+    `remarks` receives what is assumed.
 
     Raises:
         ValueError: What the task needs is not there.
@@ -288,9 +284,13 @@ def choose_task(
     labelled = any(label is not None for label in teacher.labels)
     captioned = any(teacher.captions)
     has_classifier = teacher.logits is not None
+    if task in ("auto", "classification"):
+        _check_read("label", teacher, "--task retrieval or fidelity")
     if task == "auto":
         can_classify = labelled and (has_classifier or text() is not None)
         task = "classification" if can_classify else "retrieval" if captioned and text() is not None else "fidelity"
+        if task == "fidelity" and (lost := _unread("captions", teacher)):
+            remarks.append(lost)
     if task == "classification":
         if not labelled:
             raise ValueError(
@@ -298,7 +298,8 @@ def choose_task(
             )
         encoder = None if has_classifier else text()
         outputs = teacher.logits.shape[-1] if teacher.logits is not None else None
-        names, indices = resolve_classes(class_names_of(photos), classes, outputs)
+        names, indices = resolve_classes(class_names_of(photos), classes, outputs, remarks)
+        remarks += absent_classes(teacher.labels, names, indices, outputs)
         classifier = None
         if encoder is not None and names is not None:
             classifier = encoder.classifier(names, classes.templates or templates_of(photos))
@@ -306,59 +307,32 @@ def choose_task(
         return name, partial(classify, classifier=classifier, class_indices=indices)
     if task == "retrieval":
         encoder = text()
+        _check_read("captions", teacher, "--task fidelity")
         if not captioned or encoder is None:
             what = "The teacher has no text tower" if encoder is None else "The photos have no captions"
             raise ValueError(f"{what}, so that there is no retrieval to measure.")
+        if bare := sum(not captions for captions in teacher.captions):
+            remarks.append(
+                f"{bare} of the {len(teacher.captions)} photos have no caption: as queries, they count as misses."
+            )
         texts = encoder([caption for captions in teacher.captions for caption in captions])
         owner = torch.tensor([number for number, captions in enumerate(teacher.captions) for _ in captions])
         return "zeroshot_retrieval", partial(retrieve, texts=texts, owner=owner)
     return "fidelity", lambda encoded: ({}, None if encoded.logits is None else encoded.logits.argmax(-1))
 
 
-def resolve_classes(
-    own_names: tuple[str, ...] | None, classes: Classes, outputs: int | None
-) -> tuple[tuple[str, ...] | None, tuple[int, ...] | None]:
-    """The names of the classifier's classes, and label -> class; None for a label that is its class.
+def _unread(what: str, encoded: Encoded) -> str:
+    """A sentence of the photos of which a "label" or "captions" are there but cannot be read; nothing where there are none."""
+    lost = [each for each in encoded.unread if what in each]
+    if not lost:
+        return ""
+    plural = "labels" if what == "label" else what
+    return (
+        f"The {plural} of {len(lost)} of the {len(encoded.index)} photos cannot be read, the first of {lost[0]['key']}: "
+        f"{lost[0][what]}."
+    )
 
-    Names: those given, or the photos' own, or ImageNet's. Folders named by WordNet ids are ImageNet classes, unless as many
-    names are given for a classifier of texts.
 
-    Args:
-        own_names: What the photos' source calls its classes.
-        classes: What was given.
-        outputs: Classes of the teacher's own classifier; None to make one from names.
-
-    Raises:
-        ValueError: The photos have so many classes, the classifier or what was given so many others; or there is one alone.
-    """
-    own = own_names or ()
-    if own and classes.indices and len(own) != len(classes.indices):
-        raise ValueError(f"The photos have {len(own)} classes, and --class-indices lists {len(classes.indices)}.")
-    are_named = outputs is None and classes.names is not None and len(classes.names) == len(own)
-    indices = classes.indices or (None if are_named else imagenet_indices(own))
-    if outputs is None:
-        names = classes.names or (imagenet_names() if indices or not own_names else own_names)
-        outputs = len(names)
-        if indices is None and own and len(own) != outputs:
-            raise ValueError(
-                f"The photos have {len(own)} classes, and {outputs} names are given: give as many, in the order of the "
-                "labels, or say with --class-indices which of the names they are."
-            )
-        if indices is None and names == own and are_wordnet_ids(own):
-            raise ValueError(
-                f"The {len(own)} classes are called by WordNet ids such as {names[0]}, not all of which are among ImageNet's "
-                "1000: give their names with --class-names."
-            )
-        if outputs < 2:
-            raise ValueError(
-                f"There is one class, {names[0]!r}, so that no choice can be wrong: give others with --class-names and "
-                "--class-indices, or measure without labels by --task fidelity."
-            )
-    else:
-        names = None
-        if indices is None and own_names and len(own_names) != outputs:
-            raise ValueError(
-                f"The photos have {len(own_names)} classes, the teacher's classifier {outputs}: say which they are "
-                "with --class-indices, or measure without labels by --task fidelity."
-            )
-    return names, None if indices == tuple(range(outputs)) else indices
+def _check_read(what: str, encoded: Encoded, way_out: str) -> None:
+    if lost := _unread(what, encoded):
+        raise ValueError(f"{lost} Repair them, or measure without them by {way_out}.")

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_config
+from tiny_photos import write_tar
 
 from sfvlm import SparseFormerModel
 from sfvlm.alignment import align, for_host
@@ -542,6 +543,28 @@ def test_corrupt_photos_among_good_ones_are_listed_and_the_run_finishes(
     assert {Path(key).name for key in skipped} == {"cut.png", "empty.jpg", "text.jpg"}
     facts = json.loads((tmp_path / "out" / "bootstrap.json").read_text())
     assert facts["photos_skipped"] == 3
+
+
+def test_labels_that_nobody_needs_and_files_that_are_no_photos_are_passed_over_and_said(
+    clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photo_folder, folder)
+    (folder / "film.mp4").write_bytes(b"no photo")
+    (folder / "cut.jpg").write_bytes(b"no photo")
+    os.mkfifo(folder / "pipe.jpg")
+    photo = (photo_folder / "003.png").read_bytes()
+    members = {"a.png": photo, "a.cls": b"cat", "b.png": photo, "b.json": b"[1]", "b.npy": b""}
+    shard = write_tar(tmp_path / "labelled.tar", members)
+    words = command(clip_folder, folder, tmp_path / "out", "--steps", "16")
+    words[words.index("--photos") + 1 : words.index("--out")] = [str(folder), str(shard)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1 .mp4 (such as film.mp4)" in done.stdout and "1 .npy (such as b.npy)" in done.stdout
+    assert "1 photos cannot be read and were passed over: " in done.stdout
+    facts = json.loads((tmp_path / "out" / "bootstrap.json").read_text())
+    assert facts["files_passed_over"] == {".mp4": 1, "pipes, sockets and devices": 1, ".npy": 1}
+    assert facts["photos_skipped"] == 1
 
 
 def test_photos_of_which_none_can_be_read_are_refused_before_a_step(

@@ -14,51 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_photos import encoded, keys, noise, write_folder, write_shard, write_tar
 
 from sfvlm.decode import UnreadablePhoto
-from sfvlm.images import Photos, named, names_hash, open_photos
-
-
-def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, members: dict[str, bytes], kind: int = tarfile.PAX_FORMAT) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=kind) as tar:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
-
-
-def write_shard(path: Path, *keys: str) -> Path:
-    return write_tar(path, {f"{key}.png": encoded(noise()) for key in keys})
-
-
-def write_folder(root: Path, *names: str) -> Path:
-    for seed, name in enumerate(names):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(encoded(noise(seed=seed)))
-    return root
+from sfvlm.images import named, names_hash, open_photos
 
 
 def decoded(path: Path, **options) -> np.ndarray:
     image = open_photos(path, **options)[0].image
     assert image.mode == "RGB"
     return np.asarray(image)
-
-
-def keys(photos: Photos) -> list[str]:
-    return [photos.key(index) for index in range(len(photos))]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA", "PA"])
@@ -349,13 +314,18 @@ def test_a_damaged_hugging_face_dataset_is_named(tmp_path):
             open_photos(tmp_path / name)
 
 
-def test_a_sample_with_a_broken_annotation_says_so(tmp_path):
+def test_a_sample_with_a_broken_annotation_says_so_and_keeps_its_photo(tmp_path):
     image = encoded(noise())
-    members = {"a.png": image, "a.cls": b"tench", "b.png": image, "b.json": b"{"}
-    photos = open_photos(write_tar(tmp_path / "set.tar", members))
-    for index, reason in enumerate(["tench", "Expecting property name"]):
-        with pytest.raises(UnreadablePhoto, match=reason):
-            photos[index]
+    members = {"a.png": image, "a.cls": b"tench", "b.png": image, "b.json": b"{", "c.png": image, "c.json": b"[1]"}
+    members |= {"d.png": image, "d.txt": "Straße".encode("latin-1"), "d.json": b'{"qa": 1}'}
+    members |= {"e.png": image, "e.cls": b"\xef\xbb\xbf3\r\n", "e.json": b'\xef\xbb\xbf{"caption": "x"}'}
+    a, b, c, d, e = open_photos(write_tar(tmp_path / "set.tar", members))
+    assert a.label is None and "'tench', which is no whole number" in a.unread["label"]
+    assert b.meta == {} and "Expecting property name" in b.unread["meta"] and "captions" in b.unread
+    assert c.meta == {} and "not an object" in c.unread["meta"]
+    assert d.captions == () and d.meta == {"qa": 1} and "no UTF-8" in d.unread["captions"] and "meta" not in d.unread
+    assert (e.label, e.captions, dict(e.unread)) == (3, ("x",), {})
+    assert {photo.image.size for photo in (a, b, c, d, e)} == {(40, 30)}
 
 
 def test_the_key_ends_at_the_first_dot_of_the_base_name(tmp_path):
@@ -439,6 +409,51 @@ def test_a_hugging_face_dataset_that_was_saved_to_give_tensors_keeps_its_labels(
     table = datasets.Dataset.from_dict({"image": [noise()], "label": [3]}, features=features)
     table.with_format(kind).save_to_disk(tmp_path / "set")
     assert open_photos(tmp_path / "set")[0].label == 3
+
+
+def test_of_several_image_columns_the_one_called_image_is_taken_and_said(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(mask=datasets.Image(), image=datasets.Image(), left=datasets.Image())
+    rows = {"mask": [Image.new("L", (3, 3))], "image": [noise()], "left": [noise()]}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.save_to_disk(tmp_path / "three")
+    photos = open_photos(tmp_path / "three")
+    assert photos[0].image.size == (40, 30) and "mask" not in photos[0].meta
+    assert "those of its column 'image', of mask, image, left" in photos.remarks[0]
+    table.remove_columns("image").save_to_disk(tmp_path / "two")
+    with pytest.raises(ValueError, match=r"several columns of images \(mask, left\) and none called 'image': rename"):
+        open_photos(tmp_path / "two")
+
+
+def test_the_only_column_of_classes_is_the_label_whatever_it_is_called(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    names, kind = ["cat", "dog"], datasets.ClassLabel
+    rows = {"image": [noise()], "fine": [1], "coarse": [0]}
+    features = datasets.Features(image=datasets.Image(), fine=kind(names=names), coarse=kind(names=["animal"]))
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.save_to_disk(tmp_path / "both")
+    photos = open_photos(tmp_path / "both")
+    assert (
+        photos[0].label is None
+        and "several columns of classes (fine, coarse) and none called 'label'" in photos.remarks[0]
+    )
+    table.remove_columns("coarse").save_to_disk(tmp_path / "one")
+    photos = open_photos(tmp_path / "one")
+    assert (photos[0].label, photos.class_names, photos.remarks) == (1, ("cat", "dog"), ())
+
+
+def test_a_label_of_a_hugging_face_dataset_that_is_a_word_costs_only_those_who_need_it(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("string"))
+    datasets.Dataset.from_dict({"image": [noise()], "label": ["cat"]}, features=features).save_to_disk(tmp_path / "set")
+    photo = open_photos(tmp_path / "set")[0]
+    assert photo.label is None and "'cat', which is no whole number" in photo.unread["label"]
+
+
+def test_a_pipe_that_is_given_as_a_photo_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(UnreadablePhoto, match="no regular file"):
+        open_photos(tmp_path / "a.jpg")[0]
 
 
 def test_a_hugging_face_dataset_opens_from_disk(tmp_path, monkeypatch):

@@ -495,6 +495,88 @@ def test_photos_without_labels_or_captions_measure_fidelity(clip_folder, make_st
     assert "agreement" not in rows[1]["metrics"]  # a CLIP tower alone has no first choice
 
 
+def test_what_is_passed_over_and_assumed_is_said_and_is_in_the_results(clip_source, class_folders, tmp_path, capsys):
+    root, out, names = tmp_path / "set", tmp_path / "results.json", tmp_path / "names.txt"
+    shutil.copytree(class_folders, root)
+    (root / "red" / "clip.mp4").write_bytes(b"no photo")
+    (root / "empty").mkdir()
+    folders = sorted(entry.name for entry in root.iterdir() if entry.name != "empty")
+    names.write_text("\n".join([*reversed(folders), "plaid"]))
+    command("--teacher", clip_source, "--data", class_folders, root, "--class-names", names, "--out", out)
+    results, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert results["passed_over"] == {str(class_folders): {}, str(root): {".mp4": 1}}
+    said = results["remarks"][str(root)]
+    for words in (
+        "hold no photo are no classes: empty",
+        "1 .mp4 (such as red/clip.mp4)",
+        "found among --class-names",
+        "'plaid'",
+    ):
+        assert any(words in remark for remark in said) and words in printed
+    plain, other = (row["metrics"] for row in results["results"])
+    assert plain["acc1"] == other["acc1"]
+
+
+def test_the_order_in_which_names_are_given_does_not_matter_where_folders_have_them(
+    clip_source, class_folders, tmp_path
+):
+    folders = sorted(entry.name for entry in class_folders.iterdir())
+    found = []
+    for order in (folders, folders[::-1], folders[3:] + folders[:3]):
+        (tmp_path / "names.json").write_text(json.dumps(dict(zip(order, range(len(order)), strict=True))))
+        shared = ["--class-names", tmp_path / "names.json", "--out", tmp_path / "results.json"]
+        command("--teacher", clip_source, "--data", class_folders, *shared)
+        found.append(json.loads((tmp_path / "results.json").read_text())["results"][0]["metrics"]["acc1"])
+    assert len(set(found)) == 1
+
+
+def write_shard(path: Path, extra: dict[str, bytes]) -> Path:
+    """Six photos, each with these members beside it."""
+    with tarfile.open(path, "w") as tar:
+        for index in range(6):
+            file = io.BytesIO()
+            render_scene(0, index, 32).image.save(file, "png")
+            for suffix, data in {"png": file.getvalue(), **extra}.items():
+                member = tarfile.TarInfo(f"{index}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_labels_without_names_are_said_to_be_imagenets(clip_source, tmp_path, capsys):
+    out = tmp_path / "results.json"
+    command("--teacher", clip_source, "--data", write_shard(tmp_path / "s.tar", {"cls": b"3"}), "--out", out)
+    assert "taken for the numbers of ImageNet's 1000 classes" in capsys.readouterr().out
+    assert any("ImageNet's" in remark for remark in json.loads(out.read_text())["remarks"][str(tmp_path / "s.tar")])
+
+
+def test_labels_and_captions_that_cannot_be_read_cost_only_those_who_need_them(open_clip_source, tmp_path, capsys):
+    words = write_shard(tmp_path / "words.tar", {"cls": b"cat", "txt": b"a cat"})
+    latin = write_shard(tmp_path / "latin.tar", {"txt": "Stra\u00dfe".encode("latin-1")})
+    for source, task, message in [
+        (
+            words,
+            "auto",
+            r"The labels of 6 of the 6 photos cannot be read, the first of words.tar:0: its .cls says 'cat'",
+        ),
+        (words, "classification", r"measure without them by --task retrieval or fidelity"),
+        (latin, "retrieval", r"The captions of 6 of the 6 photos cannot be read.*no UTF-8.*--task fidelity"),
+    ]:
+        with pytest.raises(SystemExit):
+            command("--teacher", open_clip_source, "--data", source, "--task", task)
+        assert re.search(message, capsys.readouterr().err)
+    for source, task in ((words, "retrieval"), (words, "fidelity"), (latin, "fidelity"), (latin, "auto")):
+        command("--teacher", open_clip_source, "--data", source, "--task", task)
+    assert "The captions of 6 of the 6 photos cannot be read" in capsys.readouterr().out
+
+
+def test_photos_without_captions_are_said_to_count_as_misses(open_clip_source, tmp_path, capsys):
+    bare = write_shard(tmp_path / "bare.tar", {})
+    told = write_shard(tmp_path / "told.tar", {"txt": b"a cat"})
+    command("--teacher", open_clip_source, "--data", f"{bare}::{told}")
+    assert "6 of the 12 photos have no caption: as queries, they count as misses." in capsys.readouterr().out
+
+
 def test_a_broken_photo_whose_name_is_no_utf8_costs_no_results(clip_folder, photo_folder, tmp_path, monkeypatch):
     root = tmp_path / "photos"
     shutil.copytree(photo_folder, root)

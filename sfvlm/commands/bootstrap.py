@@ -8,17 +8,18 @@ from typing import Any
 import torch
 
 from ..alignment import for_host
-from ..bootstrap import bootstrap
+from ..bootstrap import SKIPPED, bootstrap
 from ..bootstrap_options import BootstrapOptions
 from ..chat import open_host
 from ..cli import say
 from ..configuration import CHOICE, SparseFormerConfig
 from ..export import open_student
-from ..images import open_photos
 from ..inherit import check_descent, inherit, student_config, take_over
 from ..swap_plan import read_host
 from ..teachers import Teacher, check_own_tower, open_teacher
+from ..views import SkipLog
 from ..zoo import resolve
+from .opening import open_and_say
 from .options.bootstrap import BootstrapCommand
 
 
@@ -27,7 +28,7 @@ def bootstrap_command(command: BootstrapCommand) -> None:
     teacher = open_teacher(command.teacher or command.host or "clip-tiny")
     if command.teacher is not None and command.host is not None:
         check_own_tower(teacher, open_teacher(command.host))
-    photos = open_photos(command.photos)
+    photos = open_and_say(command.photos)
     earlier = None if command.start_from is None else open_student(resolve(command.start_from)).float()
     if earlier is None:
         config = _student_config(command, teacher)
@@ -51,6 +52,8 @@ def bootstrap_command(command: BootstrapCommand) -> None:
             read = read_host(host.model.config, host.processor).layers
             options = replace(options, objective=for_host(options.objective, max(read)))
     result = bootstrap(teacher, student, report, photos, command.out, options, host=host, resume=command.resume)
+    if lost := SkipLog(command.out / SKIPPED).count:
+        say(f"{lost} photos cannot be read and were passed over: {command.out / SKIPPED} says why.")
     say(", ".join(f"{name} {value:.4f}" for name, value in result.items()))
     if command.host is None:
         say(

@@ -2,15 +2,15 @@
 
 from ..cli import say
 from ..export import open_student
-from ..images import open_photos
 from ..visualize import draw_focusing, save_picture
 from ..zoo import folder_of
+from .opening import open_and_say
 from .options.boxes import BoxesCommand
 
 
 def boxes_command(command: BoxesCommand) -> None:
     """Opens the model and the photo, and writes the picture."""
-    photo = open_photos(command.photo)[0]
+    photo = open_and_say(command.photo)[0]
     model = open_student(folder_of(command.model))
     picture = draw_focusing(model, photo.image, command.num_tokens, with_points=command.points)
     save_picture(picture, command.out)

@@ -9,7 +9,6 @@ from ..cli import say
 from ..fidelity import Fidelity, measure_fidelity, passed_over
 from ..host_reader import HostReader
 from ..host_texts import Interview, read_prompts
-from ..images import open_photos
 from ..named_towers import put_tower, split_tower
 from ..results import Row, aligned, check_json, check_once, short_names, write_results
 from ..sides import twin_of
@@ -17,6 +16,7 @@ from ..subsets import spread
 from ..teachers import open_teacher
 from ..views import Selection
 from ..vqa_statistics import mean_interval, paired_comparison
+from .opening import open_and_say
 from .options.fidelity import FidelityCommand
 
 
@@ -25,7 +25,7 @@ def fidelity_command(command: FidelityCommand) -> None:
     check_json(command.out)
     _check(command)
     prompts = read_prompts(command.prompts) if command.prompts else ()
-    every = open_photos(command.photos)
+    every = open_and_say(command.photos)
     photos = Selection(every, spread(len(every), command.limit or None))
     host = open_host(command.host, dtype=command.dtype, device=command.device)
     dense = open_teacher(command.host).model.to(host.model.device, host.model.dtype)
@@ -56,7 +56,7 @@ def fidelity_command(command: FidelityCommand) -> None:
     if count:
         say(f"{count} of {len(photos)} photos were passed over, the first of them {why}.")
     if command.out is not None:
-        asked = {name: getattr(command, name) for name in ("turns", "seed", "limit")}
+        asked = {name: getattr(command, name) for name in ("turns", "seed", "limit")} | {"remarks": list(every.remarks)}
         write_results(command.out, rows, {"command": shlex.join(sys.argv), "device": str(host.model.device), **asked})
         say(f"\nWrote {command.out}; the answers are in {answers}.")
 

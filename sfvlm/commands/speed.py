@@ -17,7 +17,7 @@ from ..bootstrap_options import BootstrapOptions
 from ..chat import check_host, open_host
 from ..cli import say
 from ..devices import usable_device
-from ..images import Photos, open_photos, readable
+from ..images import Photos, readable
 from ..inherit import student_config
 from ..reduce import REDUCE
 from ..results import short_names
@@ -35,6 +35,7 @@ from ..speed_scaling import (
     scaling_panels,
 )
 from ..speed_shapes import open_shape, shape_named
+from .opening import open_and_say
 from .options.speed import SpeedCommand
 
 FEWEST_PHOTOS = 16  # that take turns
@@ -289,7 +290,7 @@ def _measure_bootstrap(report: Report) -> None:
     assert command.bootstrap is not None
     base, focusing, tokens = _student_name(command.bootstrap)
     dtype = command.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    photos, ceilings = open_photos(command.photos or f"scenes:{BOOTSTRAP_SCENES}"), Ceilings(device)
+    photos, ceilings = open_and_say(command.photos or f"scenes:{BOOTSTRAP_SCENES}"), Ceilings(device)
     for batch_size in report.batch_sizes:
         options = BootstrapOptions(
             batch_size=batch_size,
@@ -322,7 +323,7 @@ def _subjects(command: SpeedCommand, device: torch.device, largest: int) -> list
         dtype = command.dtype or ("float32" if device.type == "cpu" else "bfloat16")
         return open_shape(command.shape, dtype=getattr(torch, dtype), device=device, batch_size=largest)
     count = max(FEWEST_PHOTOS, largest)
-    photos = _readable(open_photos(command.photos or f"scenes:{count}"), count)
+    photos = _readable(open_and_say(command.photos or f"scenes:{count}"), count)
     subjects = []
     for source, name in zip(command.host, short_names(command.host), strict=True):
         host = open_host(source, dtype=command.dtype, device=str(device))

@@ -15,7 +15,6 @@ from ..choices import SCENE_TEST_SEED
 from ..cli import say
 from ..decode import UnreadablePhoto
 from ..devices import usable_device
-from ..images import open_photos
 from ..named_towers import put_tower, split_tower
 from ..results import Row, aligned, check_json, check_once, short_names, write_results
 from ..sides import twin_of
@@ -38,6 +37,7 @@ from ..vqa_metrics import Score
 from ..vqa_photos import NamedPhotos, SourcePhotos, TablePhotos, check_photos
 from ..vqa_questions import Question
 from ..vqa_retained import write_scores
+from .opening import open_and_say
 from .options.vqa import VqaCommand
 
 
@@ -77,7 +77,9 @@ def vqa_command(command: VqaCommand) -> None:
     say(vqa_table(rows, scores[0].headline, benchmark_named(command.benchmark).shown))
     if command.out is not None:
         made = {name: getattr(command, name) for name in ("split", "negatives", "seed", "limit")}
-        write_results(command.out, rows, {"command": shlex.join(sys.argv), "device": _device(command), **made})
+        remarks = list(photos.photos.remarks) if isinstance(photos, SourcePhotos) else []
+        facts = {"command": shlex.join(sys.argv), "device": _device(command), **made, "remarks": remarks}
+        write_results(command.out, rows, facts)
         write_scores(
             command.out,
             command.benchmark,
@@ -121,7 +123,7 @@ def _questions(command: VqaCommand) -> tuple[list[Question], NamedPhotos | None]
     if name == "mmbench" and command.questions and not sources:
         photos: NamedPhotos | None = TablePhotos(command.questions[0])
     elif sources:
-        photos = SourcePhotos(open_photos(sources))
+        photos = SourcePhotos(open_and_say(sources))
     elif is_made or command.model:
         raise ValueError(f"The photos of {name} are missing: give --photos.")
     else:

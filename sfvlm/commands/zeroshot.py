@@ -5,15 +5,17 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from torch import nn
 
 from ..accelerate import example_pixels
+from ..class_names import read_classes
 from ..cli import say
 from ..controls import cost, make_controls
 from ..devices import usable_device
 from ..export import open_student
-from ..files import read_class_names, read_json, read_templates
+from ..files import read_json, read_templates
 from ..results import check_json, short_names, table, write_results
 from ..sparseformer import SparseFormerModel
 from ..teachers import Teacher, open_teacher
@@ -29,6 +31,8 @@ from ..zeroshot import (
 from ..zoo import resolve
 from .options.zeroshot import ZeroShotCommand
 
+Content = TypeVar("Content")
+
 
 def zeroshot_command(command: ZeroShotCommand) -> None:
     """Opens the models, measures them on each source, prints a table for it, and writes the results."""
@@ -36,8 +40,10 @@ def zeroshot_command(command: ZeroShotCommand) -> None:
     device = str(usable_device(command.device))
     if not command.data:
         raise ValueError("There are no photos to measure on: give --data.")
+    named = _read(command.class_names, read_classes)
     classes = Classes(
-        names=_read(command.class_names, read_class_names),
+        names=None if named is None else named.names,
+        ids=None if named is None else named.ids,
         templates=_read(command.templates, read_templates),
         indices=_numbers(command.class_indices),
     )
@@ -49,11 +55,11 @@ def zeroshot_command(command: ZeroShotCommand) -> None:
     text = functools.cache(lambda: open_text_encoder(teacher.source, device))
     candidates, citations = _candidates(command, teacher, students, image_size, device)
 
-    rows, skipped = [], {}
+    rows, skipped, remarks, passed_over = [], {}, {}, {}
     names = short_names([source.removesuffix(".tar") for source in command.data])
     for name, (source, photos) in zip(names, sources, strict=True):
         views = EvaluationViews(photos, image_size, command.limit, command.crop_pct, squash=teacher.config.squashes)
-        found, broken = evaluate(
+        found, broken, remarks[source] = evaluate(
             candidates,
             views,
             (teacher.config.image_mean, teacher.config.image_std),
@@ -67,11 +73,15 @@ def zeroshot_command(command: ZeroShotCommand) -> None:
         )
         rows += found
         skipped[source] = list(broken)
+        passed_over[source] = dict(photos.passed_over.counts)
         if command.out is not None:  # each time: what stops a later source loses nothing
             facts = {"command": shlex.join(sys.argv), "skipped": skipped, "citations": citations, "device": device}
+            facts |= {"passed_over": passed_over, "remarks": {name: list(said) for name, said in remarks.items()}}
             write_results(command.out, rows, facts)
         say(f"\n{name}: {found[0]['task'].replace('_', ' ')}, {len(views) - len(broken)} photos of {image_size} pixels")
         say(table(found))
+        for remark in remarks[source]:
+            say(remark)
         if broken:
             say(f"Skipped {len(broken)} broken photos, the first {broken[0]['key']}: {broken[0]['reason']}.")
     if command.out is not None:
@@ -138,12 +148,12 @@ def _image_size(command: ZeroShotCommand, teacher: Teacher, students: list[Spars
     return size
 
 
-def _read(path: Path | None, lines: Callable[[Path], tuple[str, ...]]) -> tuple[str, ...] | None:
+def _read(path: Path | None, read: Callable[[Path], Content]) -> Content | None:
     if path is None:
         return None
     if not path.is_file():
         raise ValueError(f"The file {path} does not exist.")
-    return lines(path)
+    return read(path)
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

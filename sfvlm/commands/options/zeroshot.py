@@ -31,7 +31,8 @@ class ZeroShotCommand:
     class_indices: str | None = None
     """Classes of the labels 0, 1, ... when a data set has some of ImageNet's alone: 0,217,482."""
     class_names: Path | None = None
-    """A text file of class names, one a line; default the data's own, or ImageNet's."""
+    """A file of class names: one a line, or JSON with or without numbers; default the data's own, or ImageNet's. They are
+    matched to the data's classes by name or number where these have the same."""
     templates: Path | None = None
     """A text file of prompts with {c} or {} for the class name; default the data's own, or CLIP's 80."""
     limit: int | None = None
