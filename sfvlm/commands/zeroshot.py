@@ -19,6 +19,7 @@ from ..results import check_json, short_names, table, write_results
 from ..sparseformer import SparseFormerModel
 from ..teachers import Teacher, open_teacher
 from ..texts import open_text_encoder
+from ..views import view_settings
 from ..zeroshot import (
     Candidate,
     Classes,
@@ -51,8 +52,8 @@ class ZeroShotCommand:
     """Ways of `sfvlm.accelerate`, such as int8: each model is measured like that too, beside itself."""
     image_size: int | None = None
     """Side of the photos in pixels; default the models', or the teacher's without any."""
-    crop_pct: float = 1.0
-    """Share of the shortest side that a view shows."""
+    crop_pct: float | None = None
+    """Share of the shortest side that a view shows; default what the teacher's own preprocessor shows."""
     class_indices: str | None = None
     """Classes of the labels 0, 1, ... when a data set has some of ImageNet's alone: 0,217,482."""
     class_names: Path | None = None
@@ -87,13 +88,16 @@ def zeroshot_command(command: ZeroShotCommand) -> None:
     students = [open_student(folder) for folder in folders]
     teacher = open_teacher(command.teacher or _teacher_of(folders))
     image_size = _image_size(command, teacher, students)
+    shown = view_settings(teacher.config)
+    if command.crop_pct is not None:
+        shown["crop_pct"] = command.crop_pct
     text = functools.cache(lambda: open_text_encoder(teacher.source, device))
     candidates, citations = _candidates(command, teacher, students, image_size, device)
 
     rows, skipped = [], {}
     names = short_names([source.removesuffix(".tar") for source in command.data])
     for name, (source, photos) in zip(names, sources, strict=True):
-        views = EvaluationViews(photos, image_size, command.limit, command.crop_pct, squash=teacher.config.squashes)
+        views = EvaluationViews(photos, image_size, command.limit, **shown)
         found, broken = evaluate(
             candidates,
             views,
