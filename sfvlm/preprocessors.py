@@ -18,6 +18,7 @@ from .files import read_json
 
 Triple = tuple[float, ...]
 _ANY = object()
+_PILLOW = {int(each): each.name.lower() for each in Image.Resampling}
 
 # By field, the values with which it changes nothing, beside null; `_ANY`: it never does.
 _TRANSFORMERS_HONOURED = (
@@ -25,7 +26,7 @@ _TRANSFORMERS_HONOURED = (
     "image_mean", "image_std",
 )  # fmt: skip
 _TRANSFORMERS_HARMLESS: dict[str, Any] = {
-    "do_resize": (True,),
+    "do_resize": _ANY,  # decides, in `of_transformers`
     "do_convert_rgb": (True, False),  # photos are always made RGB, and the library fails at others where it does not
     "do_pad": (True, False),  # to the largest of a batch of equals; what a LLaVA pads is a matter of its host
     "pad_size": (),
@@ -46,10 +47,8 @@ _TRANSFORMERS_HARMLESS: dict[str, Any] = {
     "aspect_ratio_setting": _ANY,
     "vision_aspect_ratio": _ANY,
 }  # fmt: skip
-_PROCESSORS = (
-    "CLIPImageProcessor", "CLIPFeatureExtractor", "SiglipImageProcessor", "ViTImageProcessor", "BitImageProcessor",
-    "LlavaImageProcessor", "LlavaNextImageProcessor", "LlavaOnevisionImageProcessor",
-)  # fmt: skip
+_PROCESSORS = ("CLIPImageProcessor", "SiglipImageProcessor", "ViTImageProcessor", "BitImageProcessor")
+_OF_HOSTS = ("LlavaImageProcessor", "LlavaNextImageProcessor", "LlavaOnevisionImageProcessor")
 _OPEN_CLIP_HONOURED = ("mean", "std", "interpolation", "resize_mode")
 _OPEN_CLIP_HARMLESS = {
     "mode": ("RGB",),
@@ -81,13 +80,14 @@ class Preprocessing:
     crop_rounding: str
 
 
-def of_transformers(folder: Path, image_size: int, *, siglip: bool) -> Preprocessing:
+def of_transformers(folder: Path, image_size: int, *, siglip: bool, hosted: bool) -> Preprocessing:
     """The preprocessor in a model's folder, which file of it transformers reads; the model's usual one where there is none.
 
     Args:
         folder: Of the model.
         image_size: Side of the photos that the model takes.
         siglip: Whether it is a SigLIP; else it is a CLIP.
+        hosted: Whether it is a LLaVA's, which may pad photos or cut them into tiles: what a host does beside is not its tower's.
 
     Raises:
         ValueError: It cannot be read, has a field that is not honoured, or makes photos of another size.
@@ -102,23 +102,30 @@ def of_transformers(folder: Path, image_size: int, *, siglip: bool) -> Preproces
             stacklevel=2,
         )
     _check_fields(written, _TRANSFORMERS_HONOURED, _TRANSFORMERS_HARMLESS, path)
-    kind = written.get("image_processor_type") or written.get("feature_extractor_type") or usual.__name__
-    if str(kind).removesuffix("Fast").removesuffix("Pil") not in _PROCESSORS:
-        raise ValueError(f"{path} is of a {kind} (image_processor_type), and known are {', '.join(_PROCESSORS)}.")
+    named = written.get("image_processor_type") or written.get("feature_extractor_type") or usual.__name__
+    kind = str(named).removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    known = (*_PROCESSORS, *(_OF_HOSTS if hosted else ()))
+    if kind not in known:
+        raise ValueError(f"{path} is of a {named} (image_processor_type), and known are {', '.join(known)}.")
     try:
-        processor = _transformers_processor(folder, written, usual)
+        processor = _transformers_processor(kind, written)
         sizes = {name: _sizes(getattr(processor, name, None)) for name in ("size", "crop_size")}
     except Exception as error:  # transformers checks each field in its own way
         raise ValueError(f"{path} cannot be read: {reason(error)}") from error
     for name in ("do_center_crop", "do_rescale", "do_normalize", "default_to_square"):
         if getattr(processor, name, None) not in (None, True, False):
             raise ValueError(f"{path} has {name} {getattr(processor, name)!r}; it is true or false.")
+    if processor.do_resize is not True:
+        raise ValueError(f"{path} has do_resize {processor.do_resize!r}, and photos are always resized: make it true.")
 
     scale = 255 * (_number(processor.rescale_factor, "rescale_factor", path) if processor.do_rescale else 1)
     scale = 1.0 if math.isclose(scale, 1, rel_tol=1e-6) else scale
     mean, std = (0.0,) * 3, (1.0,) * 3
     if processor.do_normalize:
-        mean, std = _three(processor.image_mean, "image_mean", path), _three(processor.image_std, "image_std", path)
+        mean, std = (
+            _three(getattr(type(processor) if written.get(name) is None else processor, name), name, path)
+            for name in ("image_mean", "image_std")
+        )
     squash, side = _resized_side(written, sizes, image_size, path)
     tiles = getattr(processor, "image_grid_pinpoints", None) is not None  # which are square anyhow
     return Preprocessing(
@@ -126,7 +133,7 @@ def of_transformers(folder: Path, image_size: int, *, siglip: bool) -> Preproces
         image_std=_positive(tuple(each / scale for each in std), "image_std", path),
         squash=squash,
         crop_pct=_kept(processor, written, sizes, side, image_size, path, squash=squash, tiles=tiles),
-        resample=_resample(Image.Resampling(processor.resample).name, "resample", path),
+        resample=_resample(processor.resample, "resample", path),
         crop_rounding="down",
     )
 
@@ -200,12 +207,15 @@ def _written_for_transformers(folder: Path) -> tuple[dict[str, Any], Path]:
     return read_json(alone), alone
 
 
-def _transformers_processor(folder: Path, written: dict[str, Any], usual: Any) -> Any:
-    from transformers import AutoImageProcessor
+def _transformers_processor(kind: str, written: dict[str, Any]) -> Any:
+    import transformers
 
-    if written.get("image_processor_type") or written.get("feature_extractor_type"):
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    return usual(**written)
+    # Older files hold all sides of a size, of which one is no null.
+    fields = {
+        name: _sizes(value) if name in ("size", "crop_size") and isinstance(value, dict) else value
+        for name, value in written.items()
+    }
+    return getattr(transformers, kind).from_dict(fields)
 
 
 def _check_fields(
@@ -272,14 +282,23 @@ def _kept(
 
 
 def _sizes(size: Any) -> dict[str, int]:
-    """The sides that a size of transformers names, of which versions keep those that are null."""
-    return {name: side for name, side in dict(size or {}).items() if side is not None}
+    """The sides that a size of transformers names, of which versions keep those that are null.
+
+    Raises:
+        ValueError: One is no number of pixels.
+    """
+    named = {name: side for name, side in dict(size or {}).items() if side is not None}
+    if any(type(side) is not int or side < 1 for side in named.values()):
+        raise ValueError(f"a size is {named}, and sides are whole numbers of pixels")
+    return named
 
 
-def _resample(name: str, field: str, where: object) -> str:
-    if str(name).lower() not in RESAMPLES:
-        raise ValueError(f"{where} has {field} {str(name).lower()}, and photos are resized {' or '.join(RESAMPLES)}.")
-    return str(name).lower()
+def _resample(value: Any, field: str, where: object) -> str:
+    """A filter's name, given by that or by Pillow's number."""
+    name = _PILLOW.get(value, value) if isinstance(value, int) else value
+    if name not in RESAMPLES:
+        raise ValueError(f"{where} has {field} {name!r}, and photos are resized {' or '.join(RESAMPLES)}.")
+    return str(name)
 
 
 def _number(value: Any, field: str, where: object) -> float:

@@ -19,6 +19,8 @@ from .teacher_timm import read_timm
 from .weight_files import WeightFiles, open_weights, read_tensors
 from .zoo import hub_folder
 
+VISION_TYPES = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
+
 
 def read_teacher(source: str, local_files_only: bool) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
     """Configuration and canonical tensors of a source; its prefix says which library's it is.
@@ -121,7 +123,8 @@ def read_transformers(source: str, local_files_only: bool) -> tuple[SparseFormer
     siglip = model_type.startswith("siglip")
     tensors = _vision_tensors(folder, source, None if siglip else _projection_dim(described, vision))
     has_head = any(key.startswith("head.") for key in tensors)
-    if siglip and str(described.get("model_type")).startswith("siglip"):  # LLaVA-OneVision keeps its blocks alone
+    hosted = described.get("model_type") not in VISION_TYPES
+    if siglip and not hosted:  # LLaVA-OneVision keeps the blocks alone
         _check_pooling(vision, has_head, source)
     needed = "embeddings.patch_embedding.bias" if siglip else "pre_layrnorm.weight"
     if needed not in tensors:
@@ -136,7 +139,7 @@ def read_transformers(source: str, local_files_only: bool) -> tuple[SparseFormer
         mlp=vision["intermediate_size"],
         activation=vision["hidden_act"],
         eps=vision["layer_norm_eps"],
-        photo=of_transformers(folder, vision["image_size"], siglip=siglip),
+        photo=of_transformers(folder, vision["image_size"], siglip=siglip, hosted=hosted),
         pooling="cls" if not siglip else "attention" if has_head else "mean",
         tensors=canonical,
     )
@@ -156,18 +159,17 @@ def _vision_config(described: dict[str, Any], source: str) -> tuple[str, dict[st
     if not isinstance(given, dict):
         raise ValueError(f"vision_config of {source!r} is {given!r}; it is a JSON object.")
     model_type = given.get("model_type", described.get("model_type"))
-    kinds = {"clip": CLIPVisionConfig, "clip_vision_model": CLIPVisionConfig}
-    kinds |= {"siglip": SiglipVisionConfig, "siglip_vision_model": SiglipVisionConfig}
-    if model_type not in kinds:
+    if model_type not in VISION_TYPES:
         raise ValueError(
             f"The vision model of {source!r} is of type {model_type!r}; teachers are CLIP or SigLIP, or a LLaVA that holds one."
         )
     if given.get("quantization_config"):
         raise ValueError(f"{source!r} is quantised (quantization_config): open the model it was made from.")
+    kind = SiglipVisionConfig if model_type.startswith("siglip") else CLIPVisionConfig
     fields = {key: value for key, value in given.items() if key not in ("model_type", "transformers_version")}
     try:
         # Of a whole CLIP transformers decides which of two descriptions is the tower's (vision_config_dict).
-        vision = (whole(**fields).vision_config if whole else kinds[model_type](**fields)).to_dict()
+        vision = (whole(**fields).vision_config if whole else kind(**fields)).to_dict()
     except Exception as error:  # transformers checks each field in its own way
         raise ValueError(f"The vision configuration of {source!r} cannot be read: {reason(error)}") from error
     for name in ("image_size", "patch_size"):
