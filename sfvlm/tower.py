@@ -116,7 +116,7 @@ class OpenClipVisual(nn.Module):
         output_tokens: Return (pooled, tokens) as CoCa reads it; CLIP and CustomTextCLIP want the pooled vector alone.
 
     Raises:
-        ValueError: A photo cannot become so many tokens.
+        ValueError: A photo cannot become so many tokens, or the tower sees less of it than open_clip shows.
     """
 
     def __init__(self, tower: SparseFormerModel, num_tokens: int | None = None, *, output_tokens: bool = False) -> None:
