@@ -56,7 +56,7 @@ _OPEN_CLIP_HARMLESS = {
     "fill_color": _ANY,
 }  # the model's size; only the longest side is padded
 _TIMM_HONOURED = ("mean", "std", "crop_pct", "crop_mode", "interpolation", "input_size")
-_TIMM_HARMLESS = dict.fromkeys(
+_TIMM_HARMLESS: dict[str, Any] = dict.fromkeys(
     (
         "url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "architecture", "tag", "custom_load",  # where from
         "test_input_size", "test_crop_pct", "min_input_size", "fixed_input_size",  # only on demand
@@ -157,7 +157,8 @@ def of_open_clip(visual: Any, source: str) -> Preprocessing:
             f"{where} has resize_mode {mode!r}, and photos are cropped ('shortest') or squashed ('squash')."
         )
     # Only in training does open_clip draw the filter.
-    filter_name = {"random": "bicubic"}.get(described.get("interpolation"), described.get("interpolation")) or "bicubic"
+    drawn = described.get("interpolation") in (None, "", "random")
+    filter_name = "bicubic" if drawn else described["interpolation"]
     return Preprocessing(
         image_mean=_three(described.get("mean") or CLIP_MEAN, "mean", where),
         image_std=_positive(_three(described.get("std") or CLIP_STD, "std", where), "std", where),
