@@ -58,6 +58,7 @@ from .views import (
     normalize,
     shard_indices,
     view_loader,
+    view_settings,
 )
 
 METRICS = "metrics.jsonl"
@@ -323,6 +324,7 @@ class _Run:
             seed=options.seed,
             num_views=options.cached_views or None,
             scale=options.crop_scale,
+            interpolation=view_settings(self.config)["interpolation"],
             pad=self._padding(),
         )
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -358,12 +360,13 @@ class _Run:
         """On the held-back photos: cosine, agreement of the classifier's first choice or of a host's words, box statistics."""
         student = self._averaged()
         student.eval()
+        tiles = self.host is not None and self.host.facts.tiles
         views = ViewDataset(
             self.photos.held_back,
             self.config.image_size,
             training=False,
             seed=0,
-            squash=self.config.squashes or (self.host is not None and self.host.facts.tiles),
+            **view_settings(self.config) | {"squash": self.config.squashes or tiles},
             pad=self._padding(),
         )
         cosines, agree, said, boxes = [], [], [], []

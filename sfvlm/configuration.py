@@ -21,6 +21,8 @@ SIZES = (
     "num_attention_heads", "intermediate_size",
 )  # fmt: skip
 Pooling = Literal["cls", "attention", "mean"]
+RESAMPLES = ("bicubic", "bilinear")
+CROP_ROUNDINGS = ("down", "even")
 
 
 def layer_from_end(layer: int, depth: int) -> int:
@@ -61,6 +63,10 @@ class SparseFormerConfig(PreTrainedConfig):
         image_mean, image_std: Normalisation of the teacher.
         squash: Whether the preprocessor squashes a photo to the square, as SigLIP's does; else it takes the middle. None, in
             older files: where `pooling` is SigLIP's.
+        crop_pct: Share of the resized photo's shortest side that the preprocessor keeps: below 1, it resizes to more than it keeps.
+        resample: The filter it resizes with, one of `RESAMPLES`.
+        crop_rounding: Where the middle lies when an odd number of pixels is left over: `"down"` as transformers puts it, which is
+            what the preprocessor in a student's folder does, or `"even"` as torchvision does for open_clip and timm.
         num_tokens: The budget it was trained at, without the class token. A call may ask for another one.
         default_budget: Tokens of a call that asks for no number; None for `num_tokens`. A host calls without a number.
         focusing: `"inherited"` (glimpses through the teacher's own patch embedding), `"chosen"` (such of whole patches, which
@@ -98,6 +104,9 @@ class SparseFormerConfig(PreTrainedConfig):
     image_mean: list[float] | tuple[float, ...] = CLIP_MEAN
     image_std: list[float] | tuple[float, ...] = CLIP_STD
     squash: bool | None = None
+    crop_pct: float = 1.0
+    resample: str = "bicubic"
+    crop_rounding: str = "down"
     num_tokens: int = 49
     default_budget: int | None = None
     focusing: str = "inherited"
@@ -156,6 +165,11 @@ class SparseFormerConfig(PreTrainedConfig):
             raise ValueError(f"focusing is {self.focusing!r}; it is one of {', '.join(get_args(Focusing))}.")
         if self.pooling not in ("cls", "attention", "mean"):
             raise ValueError(f"pooling is {self.pooling!r}; it is 'cls', 'attention' or 'mean'.")
+        for name, known in (("resample", RESAMPLES), ("crop_rounding", CROP_ROUNDINGS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is {' or '.join(map(repr, known))}.")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct is {self.crop_pct}, but a crop is more than 0 and at most 1.")
         if self.hidden_act not in ACT2CLS:
             raise ValueError(f"hidden_act is {self.hidden_act!r}; transformers knows {', '.join(sorted(ACT2CLS))}.")
         if self.hidden_size % self.num_attention_heads:

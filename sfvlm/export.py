@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
 from .configuration import SparseFormerConfig
@@ -22,11 +23,17 @@ PACKAGES = ("sfvlm", "torch", "transformers", "accelerate", "timm", "open_clip_t
 
 def image_processor(config: SparseFormerConfig) -> CLIPImageProcessor | SiglipImageProcessor:
     """The preprocessor of the teacher at the student's size, which squashes a photo to the square or crops it."""
-    size = config.image_size
-    mean_std: dict[str, Any] = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
-    if config.squashes:
-        return SiglipImageProcessor(size={"height": size, "width": size}, **mean_std)
-    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **mean_std)
+    size, side = config.image_size, round(config.image_size / config.crop_pct)
+    shared: dict[str, Any] = {
+        "image_mean": list(config.image_mean),
+        "image_std": list(config.image_std),
+        "resample": Image.Resampling[config.resample.upper()],
+    }
+    square = {"height": side, "width": side}
+    if config.squashes and side == size:
+        return SiglipImageProcessor(size=square, **shared)
+    resized = square if config.squashes else {"shortest_edge": side}
+    return CLIPImageProcessor(size=resized, crop_size={"height": size, "width": size}, **shared)
 
 
 def export_student(model: SparseFormerModel, out: Path, report: InheritanceReport, facts: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from .host_reader import Texts
 from .host_texts import Conversations, Interview, distinct_names
 from .images import SomePhotos
 from .showable import ShowablePhotos
-from .views import tower_pixels
+from .views import tower_pixels, view_settings
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _opened(photos: SomePhotos, indices: Sequence[int]) -> dict[int, Image.Image
 
 def _view(config: Any) -> tuple[Any, ...]:
     """What a tower's pixels depend on."""
-    return config.image_size, config.squashes, tuple(config.image_mean), tuple(config.image_std)
+    return config.image_size, *view_settings(config).values(), tuple(config.image_mean), tuple(config.image_std)
 
 
 def _logits(interview: Interview, config: Any, states: Sequence[Tensor], texts: Texts) -> Tensor:

@@ -153,6 +153,7 @@ def student_config(
         num_hidden_layers=depth - truncate,
         focusing_size=max(64, round(width / 2 / 64) * 64),
         glimpse_size=teacher.teacher_patch_size,
+        crop_rounding="down",  # of the preprocessor that is written beside it
     )
     if focusing == "chosen":
         fields |= dict(context_blocks=round((depth - truncate) * 2 / 3), proportional_attention=True)

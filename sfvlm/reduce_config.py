@@ -90,6 +90,18 @@ class ReducedTowerConfig(PreTrainedConfig):
         return self.dense.squashes
 
     @property
+    def crop_pct(self) -> float:
+        return self.dense.crop_pct
+
+    @property
+    def resample(self) -> str:
+        return self.dense.resample
+
+    @property
+    def crop_rounding(self) -> str:
+        return self.dense.crop_rounding
+
+    @property
     def has_cls_token(self) -> bool:
         return self.dense.has_cls_token
 

@@ -113,6 +113,7 @@ def open_cache(
         "seed": options.seed,
         "crop_scale": options.crop_scale,
         "image_size": config.image_size,
+        "pixels": [list(config.image_mean), list(config.image_std), config.resample],
         "precision": options.precision,
     }
     patches = saliency_size(config, options.objective)

@@ -4,19 +4,22 @@ Activation, norm epsilon, normalisation, image size and depth are read from the 
 from a name.
 """
 
-import importlib
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .configuration import CLIP_MEAN, CLIP_STD, SparseFormerConfig
+from .configuration import SparseFormerConfig
 from .errors import reason
 from .files import read_json
-from .teacher_tables import OPEN_CLIP, TIMM, TRANSFORMERS, rename
-from .weight_files import open_weights, read_tensors
+from .preprocessors import of_open_clip, of_transformers
+from .teacher_facts import activation_name, library, only_epsilon, teacher_config
+from .teacher_tables import OPEN_CLIP, TRANSFORMERS, check_values, rename
+from .teacher_timm import read_timm
+from .weight_files import WeightFiles, open_weights, read_tensors
 from .zoo import hub_folder
+
+VISION_TYPES = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
 
 
 def read_teacher(source: str, local_files_only: bool) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
@@ -32,80 +35,9 @@ def read_teacher(source: str, local_files_only: bool) -> tuple[SparseFormerConfi
     return read_transformers(source, local_files_only)
 
 
-def read_timm(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
-    """`timm:NAME:FILE`, or `timm:NAME` from the hub; a plain vision transformer with its classifier, where it has one."""
-    timm = _library("timm", source)
-    from timm.models.vision_transformer import VisionTransformer
-
-    _, name, *file = source.split(":", 2)
-    if not timm.is_model(name):
-        raise ValueError(f"timm knows no model named {name!r}; see timm.list_models('vit_*').")
-    path = file[0] if file else None
-    if path is not None and not Path(path).is_file():
-        raise ValueError(f"The weights file {path} of teacher {source!r} does not exist.")
-    try:
-        model = timm.create_model(name, pretrained=False)
-    except RuntimeError as error:  # of a tag, what stands behind the dot
-        raise ValueError(f"timm cannot build {name!r}: {reason(error)}") from error
-    if not isinstance(model, VisionTransformer):
-        raise ValueError(f"timm's {name!r} is a {type(model).__name__}, not a plain VisionTransformer.")
-    try:
-        if path is None:
-            model = timm.create_model(name, pretrained=True)
-        else:
-            timm.models.load_checkpoint(model, path)
-    except Exception as error:  # hub, pickle, safetensors and key errors are of many unrelated types
-        raise ValueError(
-            f"The weights of {source!r} cannot be read ({type(error).__name__}: {reason(error)}); "
-            f"give a file of that model: timm:{name}:/path.safetensors."
-        ) from error
-    assert isinstance(model, VisionTransformer)
-    block = cast(Any, model.blocks[0])
-    pooling = {"token": "cls", "avg": "mean", "map": "attention"}.get(model.global_pool)
-    patch, grid = model.patch_embed.patch_size, model.patch_embed.grid_size
-    described = cast(Any, model.pretrained_cfg)
-    canonical = _with_projection(rename(model.state_dict(), TIMM, source))
-    if pooling is None or patch[0] != patch[1] or grid[0] != grid[1] or model.num_prefix_tokens != (pooling == "cls"):
-        raise ValueError(
-            f"timm's {name!r} pools by {model.global_pool!r} with {model.num_prefix_tokens} prefix tokens on a grid of {grid}; "
-            "supported are 'token' with one, or 'avg' and 'map' without any, on a square grid."
-        )
-    norm_comes_last = isinstance(model.norm, nn.Identity)
-    if pooling != "cls" and norm_comes_last != (pooling == "mean"):
-        order = "pools before its last norm" if norm_comes_last else "takes the mean after its last norm"
-        raise ValueError(
-            f"timm's {name!r} {order}, and a SparseFormer does it the other way round: give one that pools by 'token' or 'map'."
-        )
-    config = _teacher_config(
-        image_size=cast(Any, model.patch_embed.img_size)[0],
-        patch=patch[0],
-        width=model.embed_dim,
-        depth=len(model.blocks),
-        heads=block.attn.num_heads,
-        mlp=block.mlp.fc1.out_features,
-        activation=_activation_name(block.mlp.act),
-        eps=block.norm1.eps,
-        mean=described["mean"],
-        std=described["std"],
-        squash=pooling == "attention" or described.get("crop_mode") == "squash",  # SigLIP's own preprocessor does
-        pooling=pooling,
-        tensors=canonical,
-    )
-    return config, canonical
-
-
-def _with_projection(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm keeps a CLIP's projection as a classifier whose bias is zero; these tensors call it by its name again."""
-    bias = tensors.get("head.classifier.bias")
-    if bias is None or bias.any() or "pre_norm.weight" not in tensors:
-        return tensors
-    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("head.classifier.")}
-    return kept | {"head.projection.weight": tensors["head.classifier.weight"]}
-
-
 def read_open_clip(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
     """`open_clip:NAME:FILE`, `open_clip:NAME:TAG`, or `local-dir:FOLDER`."""
-    open_clip = _library("open_clip", source)
+    open_clip = library("open_clip", source)
     if source.startswith("open_clip:"):
         _, name, *file = source.split(":", 2)
         pretrained = file[0] if file else None
@@ -117,11 +49,27 @@ def read_open_clip(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
             raise ValueError(f"open_clip knows no model named {name!r}; see open_clip.list_models().")
     else:
         name, pretrained = source, None
+    folder = Path(source.removeprefix("local-dir:")) if source.startswith("local-dir:") else None
+    if folder is not None:
+        _check_no_adapter(folder)
     try:
         clip = open_clip.create_model(name, pretrained=pretrained)
+        file = _open_clip_file(folder, pretrained)
+        state = {} if file is None else open_clip.factory.load_state_dict(str(file))
     except Exception as error:  # a damaged file, a foreign one and no network are of many unrelated types
         raise ValueError(f"open_clip cannot open {source!r}: {reason(error)}") from error
+    # As stored: open_clip takes numbers of any kind for weights.
+    check_values({key: tensor for key, tensor in state.items() if key.startswith("visual.")}, source)
     return open_clip_vision(clip.visual, source)
+
+
+def _open_clip_file(folder: Path | None, pretrained: str | None) -> Path | None:
+    """The file that open_clip reads weights from, where it is one in PyTorch's or safetensors' format."""
+    if folder is None:
+        file = Path(pretrained or "")
+        return file if file.is_file() and file.suffix not in (".npz", ".npy") else None
+    names = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def open_clip_vision(visual: Any, source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
@@ -141,22 +89,25 @@ def open_clip_vision(visual: Any, source: str) -> tuple[SparseFormerConfig, dict
         raise ValueError(
             f"The vision tower of {source!r} pools by {visual.pool_type!r}; only the class token is supported."
         )
+    if len({*visual.image_size}) != 1 or len({*visual.patch_size}) != 1:
+        raise ValueError(
+            f"The vision tower of {source!r} has photos of {tuple(visual.image_size)} in patches of {tuple(visual.patch_size)} pixels; "
+            "only squares are supported."
+        )
     block = cast(Any, visual.transformer.resblocks[0])
     tensors = dict(visual.state_dict())
     canonical = rename(tensors, OPEN_CLIP, source)
     patch = cast(Any, visual.patch_size)[0]
-    config = _teacher_config(
+    config = teacher_config(
         image_size=cast(Any, visual.image_size)[0],
         patch=patch,
         width=visual.conv1.out_channels,
         depth=len(visual.transformer.resblocks),
         heads=block.attn.num_heads,
         mlp=block.mlp.c_fc.out_features,
-        activation=_activation_name(block.mlp.gelu),
-        eps=block.ln_1.eps,
-        mean=getattr(visual, "image_mean", None) or CLIP_MEAN,
-        std=getattr(visual, "image_std", None) or CLIP_STD,
-        squash=(getattr(visual, "preprocess_cfg", None) or {}).get("resize_mode") == "squash",
+        activation=activation_name(block.mlp.gelu),
+        eps=only_epsilon(visual, source),
+        photo=of_open_clip(visual, source),
         pooling="cls",
         tensors=canonical,
     )
@@ -166,52 +117,94 @@ def open_clip_vision(visual: Any, source: str) -> tuple[SparseFormerConfig, dict
 def read_transformers(source: str, local_files_only: bool) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
     """A folder or hub id of a CLIP or SigLIP model, of its vision tower alone, or of a LLaVA that holds one."""
     folder = _model_folder(source, local_files_only)
+    _check_no_adapter(folder)
     described = read_json(folder / "config.json")
-    vision = described.get("vision_config") or described
-    model_type = vision.get("model_type", described.get("model_type"))
-    if model_type not in ("clip_vision_model", "clip", "siglip_vision_model", "siglip"):
-        raise ValueError(
-            f"The vision model of {source!r} is of type {model_type!r}; teachers are CLIP or SigLIP, or a LLaVA that holds one."
-        )
-    defaults = _vision_defaults(model_type, vision, source)
-    tensors = _vision_tensors(folder, source)
-    canonical = rename(tensors, TRANSFORMERS, source)
+    model_type, vision = _vision_config(described, source)
     siglip = model_type.startswith("siglip")
-    has_head = "head.attention_pool.query" in canonical  # LLaVA-OneVision keeps SigLIP's blocks alone
-    preprocessor = _preprocessor(folder)
-    size = preprocessor.get("size")
-    config = _teacher_config(
-        image_size=defaults["image_size"],
-        patch=defaults["patch_size"],
-        width=defaults["hidden_size"],
-        depth=defaults["num_hidden_layers"],
-        heads=defaults["num_attention_heads"],
-        mlp=defaults["intermediate_size"],
-        activation=defaults["hidden_act"],
-        eps=defaults["layer_norm_eps"],
-        mean=preprocessor.get("image_mean") or ((0.5,) * 3 if siglip else CLIP_MEAN),
-        std=preprocessor.get("image_std") or ((0.5,) * 3 if siglip else CLIP_STD),
-        squash=size.get("height") is not None if isinstance(size, dict) else siglip,
+    tensors = _vision_tensors(folder, source, None if siglip else _projection_dim(described, vision))
+    has_head = any(key.startswith("head.") for key in tensors)
+    hosted = described.get("model_type") not in VISION_TYPES
+    if siglip and not hosted:  # LLaVA-OneVision keeps the blocks alone
+        _check_pooling(vision, has_head, source)
+    needed = "embeddings.patch_embedding.bias" if siglip else "pre_layrnorm.weight"
+    if needed not in tensors:
+        raise ValueError(f"{source!r} lacks the tensor {needed} of its vision tower, which every {model_type} has.")
+    canonical = rename(tensors, TRANSFORMERS, source)
+    config = teacher_config(
+        image_size=vision["image_size"],
+        patch=vision["patch_size"],
+        width=vision["hidden_size"],
+        depth=vision["num_hidden_layers"],
+        heads=vision["num_attention_heads"],
+        mlp=vision["intermediate_size"],
+        activation=vision["hidden_act"],
+        eps=vision["layer_norm_eps"],
+        photo=of_transformers(folder, vision["image_size"], siglip=siglip, hosted=hosted),
         pooling="cls" if not siglip else "attention" if has_head else "mean",
         tensors=canonical,
     )
     return config, canonical
 
 
-def _vision_defaults(model_type: str, vision: dict[str, Any], source: str) -> dict[str, Any]:
-    """The vision fields with transformers' defaults filled in: old configuration files hold only what differs."""
-    from transformers import CLIPVisionConfig, SiglipVisionConfig
+def _vision_config(described: dict[str, Any], source: str) -> tuple[str, dict[str, Any]]:
+    """The type of the vision model, and its fields with transformers' defaults filled in: files hold only what differs.
 
+    Raises:
+        ValueError: It is neither CLIP nor SigLIP, is quantised, or is described otherwise than transformers can read.
+    """
+    from transformers import CLIPConfig, CLIPVisionConfig, SiglipConfig, SiglipVisionConfig
+
+    whole = {"clip": CLIPConfig, "siglip": SiglipConfig}.get(str(described.get("model_type")))
+    given = described if whole else described.get("vision_config") or described
+    if not isinstance(given, dict):
+        raise ValueError(f"vision_config of {source!r} is {given!r}; it is a JSON object.")
+    model_type = given.get("model_type", described.get("model_type"))
+    if model_type not in VISION_TYPES:
+        raise ValueError(
+            f"The vision model of {source!r} is of type {model_type!r}; teachers are CLIP or SigLIP, or a LLaVA that holds one."
+        )
+    if given.get("quantization_config"):
+        raise ValueError(f"{source!r} is quantised (quantization_config): open the model it was made from.")
     kind = SiglipVisionConfig if model_type.startswith("siglip") else CLIPVisionConfig
-    fields = {key: value for key, value in vision.items() if key not in ("model_type", "transformers_version")}
+    fields = {key: value for key, value in given.items() if key not in ("model_type", "transformers_version")}
     try:
-        defaults = kind(**fields).to_dict()
+        # Of a whole CLIP transformers decides which of two descriptions is the tower's (vision_config_dict).
+        vision = (whole(**fields).vision_config if whole else kind(**fields)).to_dict()
     except Exception as error:  # transformers checks each field in its own way
         raise ValueError(f"The vision configuration of {source!r} cannot be read: {reason(error)}") from error
     for name in ("image_size", "patch_size"):
-        if type(defaults[name]) is not int or defaults[name] < 1:
-            raise ValueError(f"{name} of {source!r} is {defaults[name]!r}; it is a whole number of pixels.")
-    return defaults
+        if type(vision[name]) is not int or vision[name] < 1:
+            raise ValueError(f"{name} of {source!r} is {vision[name]!r}; it is a whole number of pixels.")
+    if vision["num_channels"] != 3:
+        raise ValueError(f"num_channels of {source!r} is {vision['num_channels']}, and photos have 3.")
+    return model_type, vision
+
+
+def _projection_dim(described: dict[str, Any], vision: dict[str, Any]) -> int:
+    """Width of the projection that a CLIP's configuration describes, 0 where it describes none."""
+    classes = described.get("architectures") or []
+    if described.get("model_type") == "clip" and (not classes or "CLIPModel" in classes):
+        return described.get("projection_dim") or 512
+    return vision["projection_dim"] if "CLIPVisionModelWithProjection" in classes else 0
+
+
+def _check_pooling(vision: dict[str, Any], has_head: bool, source: str) -> None:
+    """Raises ValueError if a SigLIP's tensors pool by attention and its configuration says otherwise, or the other way round."""
+    if has_head != bool(vision["vision_use_head"]):
+        raise ValueError(
+            f"{source!r} {'holds' if has_head else 'lacks'} the tensors of a pooling head (head.*), and its configuration has "
+            f"vision_use_head {vision['vision_use_head']}: make one of the two right."
+        )
+
+
+def _check_no_adapter(folder: Path) -> None:
+    """Raises ValueError if there is an adapter in a model's folder, which transformers would put on it."""
+    names = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+    if any((folder / name).is_file() for name in names):
+        raise ValueError(
+            f"{folder} holds an adapter, which would be left out: merge it into its model (PEFT's merge_and_unload), and "
+            "open what that saves."
+        )
 
 
 def _model_folder(source: str, local_files_only: bool) -> Path:
@@ -227,82 +220,41 @@ def _model_folder(source: str, local_files_only: bool) -> Path:
     return hub_folder(source, pickles=True, local_files_only=local_files_only)
 
 
-def _preprocessor(folder: Path) -> dict[str, Any]:
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            content = read_json(folder / name)
-            return content.get("image_processor", content)
-    return {}
+def _vision_tensors(folder: Path, source: str, projection_dim: int | None) -> dict[str, Tensor]:
+    """The tower's tensors alone, without its prefix: 4.x and 5.x of transformers, LLaVA, and wrappers nest it differently.
 
+    Args:
+        folder: Of the model.
+        source: What it is called in errors.
+        projection_dim: Width of the projection behind a CLIP's tower, 0 where none is described; None for a SigLIP.
 
-def _vision_tensors(folder: Path, source: str) -> dict[str, Tensor]:
-    """The tower's tensors alone, without its prefix: 4.x and 5.x of transformers, and LLaVA, nest it differently."""
-    anchor = "embeddings.patch_embedding.weight"
+    Raises:
+        ValueError: There is not exactly one tower, or no such projection beside it.
+    """
+    anchor, projection = "embeddings.patch_embedding.weight", "visual_projection.weight"
     weights = open_weights(folder, pickles=True)
     prefixes = [key.removesuffix(anchor) for key in weights.where if key.endswith(anchor)]
     if len(prefixes) != 1:
         raise ValueError(f"{source!r} holds {len(prefixes)} CLIP or SigLIP vision towers; exactly one is needed.")
     wanted = {key: key.removeprefix(prefixes[0]) for key in weights.where if key.startswith(prefixes[0])}
-    if prefixes[0] and "visual_projection.weight" in weights.where:
-        wanted["visual_projection.weight"] = "visual_projection.weight"
-    return {wanted[key]: tensor for key, tensor in read_tensors(weights, wanted)}
+    key = f"{prefixes[0].removesuffix('vision_model.')}{projection}"  # wrappers put their names before both
+    if key in weights.where:
+        wanted[key] = projection
+    elif projection_dim is not None:
+        _check_no_projection(weights, key, projection_dim, source)
+    tensors = {wanted[key]: tensor for key, tensor in read_tensors(weights, wanted)}
+    if projection in tensors and projection_dim and len(tensors[projection]) != projection_dim:
+        raise ValueError(
+            f"The projection {key} of {source!r} is {len(tensors[projection])} wide, and its configuration has projection_dim "
+            f"{projection_dim}: make one of the two right."
+        )
+    return tensors
 
 
-def _library(name: str, source: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(f"Teacher {source!r} needs the package {name}: pip install 'sfvlm[train]'.") from error
-
-
-def _teacher_config(
-    *,
-    image_size: int,
-    patch: int,
-    width: int,
-    depth: int,
-    heads: int,
-    mlp: int,
-    activation: str,
-    eps: float,
-    mean: Any,
-    std: Any,
-    squash: bool,
-    pooling: str,
-    tensors: dict[str, Tensor],
-) -> SparseFormerConfig:
-    """The configuration of a dense teacher: every patch a token. `tensors`, in canonical names, say which parts it has."""
-    projection = tensors.get("head.projection.weight")
-    classifier = tensors.get("head.classifier.weight")
-    return SparseFormerConfig(
-        image_size=image_size,
-        image_mean=tuple(float(value) for value in mean),
-        image_std=tuple(float(value) for value in std),
-        squash=squash,
-        num_tokens=(image_size // patch) ** 2,
-        glimpse_size=patch,
-        teacher_patch_size=patch,
-        teacher_grid=image_size // patch,
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        intermediate_size=mlp,
-        hidden_act=activation,
-        layer_norm_eps=eps,
-        pre_norm="pre_norm.weight" in tensors,
-        pooling=pooling,
-        projection_dim=0 if projection is None else len(projection),
-        projection_bias="head.projection.bias" in tensors,
-        num_classes=0 if classifier is None else len(classifier),
-    )
-
-
-def _activation_name(module: nn.Module) -> str:
-    """transformers' name of an activation module, found by what it computes: class names differ between libraries."""
-    from transformers.activations import ACT2FN
-
-    probe = torch.linspace(-4, 4, 33)
-    for name in ("gelu", "quick_gelu", "gelu_pytorch_tanh", "relu"):
-        if torch.allclose(module(probe.clone()), ACT2FN[name](probe.clone()), atol=1e-6):
-            return name
-    raise ValueError(f"The activation {type(module).__name__} is none of gelu, quick_gelu, gelu_pytorch_tanh, relu.")
+def _check_no_projection(weights: WeightFiles, key: str, projection_dim: int, source: str) -> None:
+    """Raises ValueError if a CLIP without that projection should have one: its configuration, or what lies beside, says so."""
+    signs = ("visual_projection", "text_projection.weight", "logit_scale")
+    found = [name for sign in signs for name in weights.where if sign in name]
+    if projection_dim or found:
+        held = f", and holds {found[0]}" if found else ""
+        raise ValueError(f"{source!r} lacks its projection {key}{held}: without it, its vectors are of another space.")

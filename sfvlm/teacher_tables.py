@@ -1,5 +1,7 @@
 """The tensor names of timm, transformers and open_clip, as literal tables to one set of names and shapes, strictly."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -107,7 +109,7 @@ def rename(tensors: dict[str, Tensor], table: Table, what: str) -> dict[str, Ten
     """Renames by a literal table, strictly.
 
     Raises:
-        ValueError: A tensor is not in the table.
+        ValueError: A tensor is not in the table, or holds no weights.
     """
     renamed: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -117,8 +119,29 @@ def rename(tensors: dict[str, Tensor], table: Table, what: str) -> dict[str, Ten
             raise ValueError(f"The tensor {key!r} of {what} is not in the table of that format.")
         ours = table[template]
         if ours is not None:
+            check_values({key: tensor}, what)
             renamed[ours.format(number)] = tensor
     return _canonical(renamed)
+
+
+def check_values(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raises one ValueError for the first tensor that is empty, quantised, or holds a number that is not finite."""
+    for key, tensor in tensors.items():
+        if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"The tensor {key!r} of {what} is {kind}: it is quantised, so open the model it was made from."
+            )
+        if not tensor.numel():
+            raise ValueError(
+                f"The tensor {key!r} of {what} is empty {tuple(tensor.shape)}: its file was not saved whole."
+            )
+        if not (finite := torch.isfinite(tensor)).all():
+            count = int((~finite).sum())
+            raise ValueError(
+                f"The tensor {key!r} of {what} holds {count} numbers that are not finite (NaN or infinite), of {tensor.numel()}: "
+                "give weights of a run that did not diverge."
+            )
 
 
 def _canonical(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .errors import reason
+from .tensors import check_loaded
 from .zoo import resolve
 
 Template = str | Callable[[str], str]
@@ -90,7 +91,7 @@ def open_text_encoder(source: str, device: str | torch.device = "cpu") -> TextEn
     """The text tower that belongs to a teacher's source; None for one without, such as timm's.
 
     Raises:
-        ValueError: There is a text tower, but no tokenizer.
+        ValueError: There is a text tower, but no tokenizer; or its weights are not those of its configuration.
     """
     source = str(resolve(source))
     if source.startswith("timm:"):
@@ -114,7 +115,9 @@ def open_text_encoder(source: str, device: str | torch.device = "cpu") -> TextEn
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"The tokenizer of {source!r} cannot be opened: {reason(error)}") from error
     # A checkpoint in half precision too: so is the teacher beside it.
-    model: Any = AutoModel.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False).to(device)
+    opened: Any = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    check_loaded(opened[1], f"of {source}", computed=("position_ids",))
+    model = opened[0].eval().requires_grad_(False).to(device)
     siglip = config.model_type == "siglip"  # trained with its texts filled up to the full length, and no mask
 
     def tokenize(texts: list[str]) -> Any:

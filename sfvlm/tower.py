@@ -116,7 +116,7 @@ class OpenClipVisual(nn.Module):
         output_tokens: Return (pooled, tokens) as CoCa reads it; CLIP and CustomTextCLIP want the pooled vector alone.
 
     Raises:
-        ValueError: A photo cannot become so many tokens.
+        ValueError: A photo cannot become so many tokens, or the tower sees less of it than open_clip shows.
     """
 
     def __init__(self, tower: SparseFormerModel, num_tokens: int | None = None, *, output_tokens: bool = False) -> None:
@@ -125,6 +125,11 @@ class OpenClipVisual(nn.Module):
         self.tower, self.output_tokens = tower, output_tokens
         self.num_tokens = config.budget if num_tokens is None else num_tokens
         config.check_budget(self.num_tokens)
+        if config.crop_pct != 1:
+            raise ValueError(
+                f"The tower sees {config.crop_pct:.3f} of a photo's shortest side (crop_pct), and open_clip's preprocessing shows "
+                "all of it: bootstrap it from a teacher that does."
+            )
         self.image_size = config.image_size
         self.output_dim = config.embedding_size
         self.image_mean, self.image_std = tuple(config.image_mean), tuple(config.image_std)
@@ -133,7 +138,7 @@ class OpenClipVisual(nn.Module):
             "mode": "RGB",
             "mean": self.image_mean,
             "std": self.image_std,
-            "interpolation": "bicubic",
+            "interpolation": config.resample,
             "resize_mode": "squash" if config.squashes else "shortest",
             "fill_color": 0,
         }

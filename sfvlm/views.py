@@ -71,8 +71,13 @@ def evaluation_view(
     interpolation: Image.Resampling = Image.Resampling.BICUBIC,
     *,
     squash: bool = False,
+    rounding: str = "even",
 ) -> torch.Tensor:  # (3, S, S) uint8
-    """Shortest side, or with `squash` both sides, to `image_size / crop_pct`, then the centre."""
+    """Shortest side, or with `squash` both sides, to `image_size / crop_pct`, then the centre.
+
+    An odd number of pixels left over puts the centre half a pixel off: `rounding` is `"even"` as in torchvision, or `"down"` as in
+    transformers.
+    """
     check_crop(crop_pct)
     image = to_rgb(image)
     longest = 16 * min(image.size)
@@ -82,9 +87,10 @@ def evaluation_view(
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
     shortest, side = min(image.size), round(image_size / crop_pct)
-    # Truncated, and the crop rounded half to even, because torchvision does so.
+    # Truncated, because both libraries do so.
     width, height = (side, side) if squash else (int(side * length / shortest) for length in image.size)
-    left, top = round((width - image_size) / 2), round((height - image_size) / 2)
+    rounded = {"even": round, "down": int}[rounding]
+    left, top = rounded((width - image_size) / 2), rounded((height - image_size) / 2)
     image = image.resize((width, height), interpolation)
     return _to_tensor(image.crop((left, top, left + image_size, top + image_size)))
 
@@ -115,7 +121,18 @@ def normalize(
 
 def tower_view(image: Image.Image, config: Any) -> torch.Tensor:  # (3, S, S) uint8
     """A photo as a tower of this configuration sees it, and as the preprocessor beside its weights makes it."""
-    return evaluation_view(image, config.image_size, squash=config.squashes)
+    return evaluation_view(image, config.image_size, **view_settings(config))
+
+
+def view_settings(config: Any) -> dict[str, Any]:
+    """What `evaluation_view` takes beside the size, for a tower of this configuration; one of no SparseFormer may say no more than
+    whether it squashes."""
+    return {
+        "squash": config.squashes,
+        "crop_pct": getattr(config, "crop_pct", 1.0),
+        "interpolation": Image.Resampling[getattr(config, "resample", "bicubic").upper()],
+        "rounding": getattr(config, "crop_rounding", "down"),
+    }
 
 
 def tower_pixels(images: Sequence[Image.Image], config: Any, like: torch.Tensor) -> torch.Tensor:
@@ -187,6 +204,7 @@ class ViewDataset(Dataset[View]):
         crop_pct: float = 1.0,
         interpolation: Image.Resampling = Image.Resampling.BICUBIC,
         squash: bool = False,
+        rounding: str = "even",
         pad: Sequence[float] | None = None,  # the mean colour, 0 to 1, that makes a photo square first
     ) -> None:
         if num_views is not None and num_views < 1:
@@ -202,6 +220,7 @@ class ViewDataset(Dataset[View]):
         self.crop_pct = crop_pct
         self.interpolation = interpolation
         self.squash = squash
+        self.rounding = rounding
         self.pad = pad
 
     def __len__(self) -> int:
@@ -228,7 +247,9 @@ class ViewDataset(Dataset[View]):
         if self.pad is not None:
             image = padded(image, self.pad)
         if not self.training:
-            return evaluation_view(image, self.image_size, self.crop_pct, self.interpolation, squash=self.squash)
+            return evaluation_view(
+                image, self.image_size, self.crop_pct, self.interpolation, squash=self.squash, rounding=self.rounding
+            )
         return training_view(
             image,
             self.image_size,

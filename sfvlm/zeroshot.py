@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -62,6 +63,7 @@ class EvaluationViews(Dataset[dict[str, Any]]):
         limit: At most so many, spread evenly over all: photos are often sorted by class.
         crop_pct: Share of the shortest side that the view shows.
         squash: Whether the models see photos squashed to the square.
+        interpolation, rounding: As `evaluation_view` takes them.
     """
 
     def __init__(
@@ -72,9 +74,19 @@ class EvaluationViews(Dataset[dict[str, Any]]):
         crop_pct: float = 1.0,
         *,
         squash: bool = False,
+        interpolation: Image.Resampling = Image.Resampling.BICUBIC,
+        rounding: str = "even",
     ) -> None:
         check_crop(crop_pct)  # here, because from another process an error comes with all its lines
-        self.photos, self.image_size, self.crop_pct, self.squash = photos, image_size, crop_pct, squash
+        self.photos = photos
+        self.view = partial(
+            evaluation_view,
+            image_size=image_size,
+            crop_pct=crop_pct,
+            interpolation=interpolation,
+            squash=squash,
+            rounding=rounding,
+        )
         self.indices = spread(len(photos), limit)
         if not self.indices:
             raise ValueError(f"limit is {limit}; an evaluation needs at least 1 photo.")
@@ -88,7 +100,7 @@ class EvaluationViews(Dataset[dict[str, Any]]):
             photo = self.photos[index]
         except UnreadablePhoto as error:
             return {"key": error.key, "reason": error.reason}
-        pixels = evaluation_view(photo.image, self.image_size, self.crop_pct, squash=self.squash)  # (3, S, S) uint8
+        pixels = self.view(photo.image)  # (3, S, S) uint8
         said = {"key": photo.key, "label": photo.label, "captions": photo.captions, "unread": photo.unread}
         return {"index": index, "pixels": pixels, **said}
 

@@ -424,3 +424,227 @@ def test_the_hash_sees_a_single_changed_weight(clip_teacher: Teacher) -> None:
     assert tensor_hash(state) == clip_teacher.sha256
     state["head.norm.bias"][0] += 1e-3
     assert tensor_hash(state) != clip_teacher.sha256
+
+
+def changed_clip(folder: Path, source: Path, rename: Any = None, config: dict[str, Any] | None = None) -> Path:
+    """A copy of a CLIP whose tensors are what `rename` makes of them all, and whose configuration has other fields."""
+    shutil.copytree(source, folder)
+    if rename is not None:
+        save_file(rename(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | (config or {})))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["module.", "model.", "_orig_mod.", "clip.", "student.", "base_model.model.", "module._orig_mod.", "x."]
+)
+def test_a_wrappers_prefix_loses_nothing(
+    wrapper: str, clip_folder: Path, clip_teacher: Teacher, tmp_path: Path
+) -> None:
+    folder = changed_clip(
+        tmp_path / "clip", clip_folder, lambda tensors: {wrapper + key: tensor for key, tensor in tensors.items()}
+    )
+    assert open_teacher(folder).sha256 == clip_teacher.sha256
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (
+            lambda key: "module." * (not key.startswith("visual_projection")) + key,
+            "lacks its projection module.visual_",
+        ),
+        (lambda key: "module." * key.startswith("vision_model") + key, "lacks its projection module.visual_projection"),
+        (
+            lambda key: key.replace("visual_projection.", "visual_projection.base_layer."),
+            "lacks its projection visual_",
+        ),
+        (
+            lambda key: key.replace("visual_projection", "_fsdp_wrapped_module.visual_projection"),
+            "lacks its projection",
+        ),
+        (lambda key: key.replace("visual_projection", "dropped"), "lacks its projection visual_projection.weight"),
+        (lambda key: key.replace("pre_layrnorm", "pre_layernorm"), "lacks the tensor pre_layrnorm.weight"),
+        (lambda key: key.replace("vision_model.encoder", "vision_model._fsdp_wrapped_module.encoder"), "_fsdp_wrapped"),
+        (lambda key: key.replace("self_attn.q_proj.weight", "self_attn.q_proj.base_layer.weight"), "base_layer"),
+        (lambda key: "module." * ("layers.1." in key) + key, "missing: blocks.1"),
+    ],
+)
+def test_what_a_clip_has_by_its_configuration_is_missed_by_name(
+    rename: Any, message: str, clip_folder: Path, tmp_path: Path
+) -> None:
+    folder = changed_clip(
+        tmp_path / "clip", clip_folder, lambda tensors: {rename(key): tensor for key, tensor in tensors.items()}
+    )
+    with pytest.raises(ValueError, match=message):
+        open_teacher(folder)
+
+
+def test_a_projection_is_missed_by_what_lies_beside_it(
+    clip_folder: Path, clip_model: CLIPModel, tmp_path: Path
+) -> None:
+    """The configuration is the tower's alone, and the weights are those of a whole CLIP but one."""
+    folder = changed_clip(
+        tmp_path / "clip",
+        clip_folder,
+        lambda tensors: {key: tensor for key, tensor in tensors.items() if "visual_projection" not in key},
+    )
+    (folder / "config.json").write_text(json.dumps(clip_model.config.vision_config.to_dict()))
+    with pytest.raises(ValueError, match=r"lacks its projection visual_projection.weight, and holds text_projection"):
+        open_teacher(folder)
+
+
+def test_of_two_descriptions_of_a_tower_transformers_choice_is_taken(
+    clip_folder: Path, clip_model: CLIPModel, tmp_path: Path
+) -> None:
+    vision = clip_model.config.vision_config.to_dict()
+    given = {"vision_config": vision | {"num_attention_heads": 4, "hidden_act": "gelu"}, "vision_config_dict": vision}
+    folder = changed_clip(tmp_path / "two", clip_folder, config=given)
+    theirs = CLIPModel.from_pretrained(folder).eval()
+    assert theirs.config.vision_config.num_attention_heads == 2
+    with torch.no_grad():
+        close(open_teacher(folder).model(PIXELS).pooled, theirs.get_image_features(PIXELS).pooler_output)
+    for name, wrong in (("vision_config", [1]), ("vision_config", "clip"), ("vision_config_dict", [1])):
+        folder = changed_clip(tmp_path / f"{name} {len(str(wrong))}", clip_folder, config={name: wrong})
+        with pytest.raises(ValueError, match=r"vision configuration of .* cannot be read"):
+            open_teacher(folder)
+    folder = changed_clip(tmp_path / "llava", clip_folder, config={"model_type": "llava", "vision_config": [1]})
+    with pytest.raises(ValueError, match=r"vision_config of .* is \[1\]; it is a JSON object"):
+        open_teacher(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, r"is quantised \(quantization_config\)"),
+        ({"projection_dim": 32}, "projection visual_projection.weight of .* is 24 wide, .* projection_dim 32"),
+    ],
+)
+def test_a_configuration_that_contradicts_the_tensors_is_refused(
+    config: dict[str, Any], message: str, clip_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_teacher(changed_clip(tmp_path / "clip", clip_folder, config=config))
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_beside_a_teacher_is_not_left_out_silently(file: str, clip_folder: Path, tmp_path: Path) -> None:
+    folder = changed_clip(tmp_path / "clip", clip_folder)
+    (folder / file).write_text("{}")
+    for source in (str(folder), f"local-dir:{folder}"):
+        with pytest.raises(ValueError, match="holds an adapter, which would be left out: merge it"):
+            open_teacher(source)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: torch.full_like(tensor, torch.nan), "holds 64 numbers that are not finite .* of 64"),
+        (
+            lambda tensor: tensor.clone().index_fill_(0, torch.tensor(3), torch.inf),
+            "holds 1 numbers that are not finite",
+        ),
+        (lambda tensor: tensor.to(torch.int8), "is int8: it is quantised"),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), "is float8_e4m3fn: it is quantised"),
+        (lambda tensor: tensor[:0], r"is empty \(0,\): its file was not saved whole"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused_by_name(
+    change: Any, message: str, clip_folder: Path, tmp_path: Path
+) -> None:
+    import open_clip
+    import timm
+
+    key = "vision_model.post_layernorm.bias"
+    folder = changed_clip(tmp_path / "clip", clip_folder, lambda tensors: tensors | {key: change(tensors[key])})
+    with pytest.raises(ValueError, match=f"The tensor 'post_layernorm.bias' of .* {message}"):
+        open_teacher(folder)
+
+    write_open_clip_config(tmp_path)
+    tensors = open_clip.CLIP(**OPEN_CLIP).state_dict()
+    key = "visual.ln_post.bias"
+    save_file(tensors | {key: change(tensors[key])}, tmp_path / "open_clip_model.safetensors")
+    short = "open_clip cannot open .* size mismatch for visual.ln_post.bias"  # open_clip sees that itself
+    with pytest.raises(ValueError, match=short if "empty" in message else f"The tensor '{key}' of .* {message}"):
+        open_teacher(f"local-dir:{tmp_path}")
+
+    tensors = timm.create_model("test_vit").state_dict()
+    save_file(tensors | {"norm.bias": change(tensors["norm.bias"])}, tmp_path / "vit.safetensors")
+    with pytest.raises(ValueError, match=f"The tensor 'norm.bias' of .* {message}"):
+        open_teacher(f"timm:test_vit:{tmp_path / 'vit.safetensors'}")
+
+
+def test_a_siglip_pools_as_its_configuration_says_or_is_refused(tmp_path: Path) -> None:
+    fields = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2)
+    SiglipVisionModel(SiglipVisionConfig(**fields, image_size=32, patch_size=8)).save_pretrained(tmp_path)
+    whole = load_file(tmp_path / "model.safetensors")
+    path = tmp_path / "config.json"
+    described = json.loads(path.read_text())
+    path.write_text(json.dumps(described | {"vision_use_head": False}))
+    with pytest.raises(ValueError, match=r"holds the tensors of a pooling head .* vision_use_head False"):
+        open_teacher(tmp_path)
+    path.write_text(json.dumps(described))
+    save_file({key: tensor for key, tensor in whole.items() if "head." not in key}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks the tensors of a pooling head .* vision_use_head True"):
+        open_teacher(tmp_path)
+    path.write_text(json.dumps(described | {"vision_use_head": False}))
+    assert open_teacher(tmp_path).config.pooling == "mean"
+    path.write_text(json.dumps(described))
+    lost = {key: tensor for key, tensor in whole.items() if not key.endswith("patch_embedding.bias")}
+    save_file(lost, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks the tensor embeddings\.patch_embedding\.bias"):
+        open_teacher(tmp_path)
+
+
+@pytest.mark.parametrize("classes", [10, 0])
+@torch.no_grad()
+def test_a_timm_model_has_the_head_that_its_tensors_have(classes: int, tmp_path: Path) -> None:
+    import timm
+
+    model = randomize(timm.create_model("test_vit", num_classes=classes), scale=0.02).eval()
+    save_file(model.state_dict(), tmp_path / "vit.safetensors")
+    teacher = open_teacher(f"timm:test_vit:{tmp_path / 'vit.safetensors'}")
+    side = teacher.config.image_size
+    output = teacher.model(torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)))
+    assert teacher.config.num_classes == classes
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    close(output.pooled if output.logits is None else output.logits, model(pixels))  # type: ignore[operator]
+
+
+@torch.no_grad()
+def test_a_timm_model_sees_photos_as_large_as_its_positions(tmp_path: Path) -> None:
+    import timm
+
+    model = randomize(timm.create_model("test_vit", img_size=96), scale=0.02).eval()
+    save_file(model.state_dict(), tmp_path / "vit.safetensors")
+    with pytest.warns(UserWarning, match="of 96 pixels a side, .* photos of 160: it is opened for 96"):
+        teacher = open_teacher(f"timm:test_vit:{tmp_path / 'vit.safetensors'}")
+    pixels = torch.randn(2, 3, 96, 96)
+    output = teacher.model(pixels)
+    assert teacher.config.image_size == 96 and output.logits is not None
+    close(output.logits, model(pixels))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.module.", "backbone."])
+def test_checkpoints_of_timms_and_open_clips_training_are_opened(prefix: str, tmp_path: Path) -> None:
+    import open_clip
+    import timm
+
+    torch.manual_seed(0)
+    tensors = timm.create_model("test_vit").state_dict()
+    save_file(tensors, tmp_path / "plain.safetensors")
+    state = {prefix + key: tensor for key, tensor in tensors.items()}
+    torch.save({"epoch": 3, "state_dict": state, "optimizer": {"step": 1}}, tmp_path / "epoch_3.pth")
+    plain = open_teacher(f"timm:test_vit:{tmp_path / 'plain.safetensors'}")
+    assert open_teacher(f"timm:test_vit:{tmp_path / 'epoch_3.pth'}").sha256 == plain.sha256
+    if prefix not in ("", "module."):
+        return
+    write_open_clip_config(tmp_path)
+    tensors = open_clip.CLIP(**OPEN_CLIP).state_dict()
+    file = tmp_path / "open_clip_pytorch_model.bin"
+    torch.save(tensors, file)
+    plain = open_teacher(f"local-dir:{tmp_path}")
+    state = {prefix + key: tensor for key, tensor in tensors.items()}
+    torch.save({"epoch": 3, "state_dict": state, "optimizer": {"step": 1}}, file)
+    assert open_teacher(f"local-dir:{tmp_path}").sha256 == plain.sha256

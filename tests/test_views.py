@@ -18,6 +18,7 @@ from sfvlm.configuration import SparseFormerConfig
 from sfvlm.export import image_processor
 from sfvlm.images import open_photos
 from sfvlm.inherit import student_config
+from sfvlm.reduce import ReducedTowerConfig
 from sfvlm.teachers import open_teacher
 from sfvlm.views import (
     EpochSampler,
@@ -28,6 +29,7 @@ from sfvlm.views import (
     normalize,
     shard_indices,
     tower_pixels,
+    tower_view,
     training_view,
 )
 
@@ -244,3 +246,20 @@ def test_the_skip_log_writes_each_photo_once_also_after_a_resume(tmp_path):
     assert log.add([{"key": "a", "reason": "x"}, {"key": "ü", "reason": "y"}]) == 1
     assert log.count == 2 == SkipLog(path).count
     assert json.loads(path.read_text().splitlines()[-1]) == {"key": "ü", "reason": "y"}
+
+
+@pytest.mark.parametrize(("rounding", "left"), [("even", 2), ("down", 1)])
+def test_what_is_left_over_goes_to_the_side_that_was_asked_for(rounding: str, left: int) -> None:
+    image = noise(35, 32)
+    assert np.array_equal(
+        evaluation_view(image, 32, rounding=rounding), np.asarray(image).transpose(2, 0, 1)[..., left : left + 32]
+    )
+
+
+def test_a_dense_tower_and_its_reduction_see_what_its_teacher_does(tmp_path: Path) -> None:
+    config = SparseFormerConfig(image_size=32, crop_pct=0.8, resample="bilinear", crop_rounding="even", squash=False)
+    image = noise(101, 60)
+    resize = transforms.Resize(40, transforms.InterpolationMode.BILINEAR)
+    reference = transforms.Compose([resize, transforms.CenterCrop(32), transforms.PILToTensor()])(image)
+    assert torch.equal(tower_view(image, config), reference)
+    assert torch.equal(tower_view(image, ReducedTowerConfig(dense_config=config.to_dict(), num_tokens=4)), reference)

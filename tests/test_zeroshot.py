@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPModel, PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 
@@ -46,6 +46,7 @@ from sfvlm.texts import (
     open_text_encoder,
 )
 from sfvlm.zeroshot import Classes, EvaluationViews, classify, encode_all, open_evaluation_photos, resolve_classes
+from sfvlm.zoo import resolve
 
 SIX_KEYS = {"dataset", "model", "pretrained", "task", "metrics", "language"}
 HALVES = ((0.5,) * 3, (0.5,) * 3)
@@ -663,3 +664,15 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(
         error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(error) == 1
         assert re.search(message, error[0]), error[0]
+
+
+def test_a_text_tower_whose_weights_are_not_found_is_no_random_one(tmp_path: Path) -> None:
+    folder = tmp_path / "wrapped"
+    shutil.copytree(resolve("clip-tiny"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    wrapped = {f"module.{key}": tensor for key, tensor in tensors.items()}
+    lost = {key: tensor for key, tensor in tensors.items() if key != "text_projection.weight"}
+    for held, missing in ((wrapped, "module.logit_scale"), (lost, "missing keys: text_projection.weight")):
+        save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=f"The tensors of .*wrapped do not fit its configuration .*{missing}"):
+            open_text_encoder(str(folder))

@@ -20,6 +20,7 @@ from ..results import check_json, short_names, table, write_results
 from ..sparseformer import SparseFormerModel
 from ..teachers import Teacher, open_teacher
 from ..texts import open_text_encoder
+from ..views import view_settings
 from ..zeroshot import (
     Candidate,
     Classes,
@@ -52,13 +53,16 @@ def zeroshot_command(command: ZeroShotCommand) -> None:
     students = [open_student(folder) for folder in folders]
     teacher = open_teacher(command.teacher or _teacher_of(folders))
     image_size = _image_size(command, teacher, students)
+    shown = view_settings(teacher.config)
+    if command.crop_pct is not None:
+        shown["crop_pct"] = command.crop_pct
     text = functools.cache(lambda: open_text_encoder(teacher.source, device))
     candidates, citations = _candidates(command, teacher, students, image_size, device)
 
     rows, skipped, remarks, passed_over = [], {}, {}, {}
     names = short_names([source.removesuffix(".tar") for source in command.data])
     for name, (source, photos) in zip(names, sources, strict=True):
-        views = EvaluationViews(photos, image_size, command.limit, command.crop_pct, squash=teacher.config.squashes)
+        views = EvaluationViews(photos, image_size, command.limit, **shown)
         found, broken, remarks[source] = evaluate(
             candidates,
             views,

@@ -26,8 +26,8 @@ class ZeroShotCommand:
     """Ways of `sfvlm.accelerate`, such as int8: each model is measured like that too, beside itself."""
     image_size: int | None = None
     """Side of the photos in pixels; default the models', or the teacher's without any."""
-    crop_pct: float = 1.0
-    """Share of the shortest side that a view shows."""
+    crop_pct: float | None = None
+    """Share of the shortest side that a view shows; default what the teacher's own preprocessor shows."""
     class_indices: str | None = None
     """Classes of the labels 0, 1, ... when a data set has some of ImageNet's alone: 0,217,482."""
     class_names: Path | None = None
