@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from .generation import end_tokens
 from .swap_plan import read_host
 
 Answers = list[list[list[int]]]  # ids, by photo and prompt
@@ -59,7 +60,7 @@ class HostReader:
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.facts = read_host(model.config, processor)
-        self.model = model.eval().requires_grad_(False)
+        self.model, self.processor = model.eval().requires_grad_(False), processor
 
     def to(self, device: torch.device) -> "HostReader":
         self.model.to(device)
@@ -127,7 +128,7 @@ class HostReader:
         language_model(inputs_embeds=prefix, **remembering(language_model, cache))
         cache.batch_select_indices(photo)
         mask = torch.cat([mask.new_ones(len(rows), prefix.shape[1]), mask], dim=1)
-        ends = self._ends(device)
+        ends = torch.tensor(end_tokens(self.model, self.processor.tokenizer), device=device, dtype=torch.long)
         said, finished = [], torch.zeros(len(rows), dtype=torch.bool, device=device)
         word = after
         for _ in range(longest):
@@ -140,11 +141,6 @@ class HostReader:
         texts = [[token for token in row if token >= 0] for row in torch.stack(said, dim=1).tolist()]
         answers = iter(texts)
         return [[next(answers) for _ in asked] for asked in prompts]
-
-    def _ends(self, device: torch.device) -> Tensor:
-        ends = self.model.generation_config.eos_token_id
-        ends = ends if ends is not None else self.model.config.get_text_config().eos_token_id
-        return torch.tensor([ends] if isinstance(ends, int) else list(ends or ()), device=device, dtype=torch.long)
 
 
 def next_word(model: Any, embedded: Tensor, cache: Any, mask: Tensor | None) -> tuple[Tensor, Any]:

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .chat import Host, assistant_message, lacks_start, user_message, written
+from .chat import Host
+from .chat_template import assistant_message, lacks_start, user_message, written
 from .checkpoints import differences
 from .decode import Photo, UnreadablePhoto
 from .errors import reason
