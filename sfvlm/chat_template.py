@@ -41,7 +41,7 @@ def template_of(processor: Any, source: str = "the host") -> str:
             names += [name for name in found if name not in names]
             found = found.get("default")
         if found:
-            return found
+            return found.removeprefix("\ufeff") if isinstance(found, str) else found
     if names:
         raise ValueError(
             f"{source} has chat templates named {', '.join(names)}, and none named default, so that it is unknown by which to ask "
@@ -177,8 +177,8 @@ def _first_that_works(
             problems.append(
                 f"it writes {mark} {text.count(mark)} times where {photos} photos are shown: {shortened(text)!r}."
             )
-            if form is _as_parts and photos and not text.count(mark) and _has_other_mark(processor, here, text):
-                break  # it marks a photo, and not as the processor does
+            if form is _as_parts and _marks_photos(processor, here, text):
+                break  # by another mark than the processor's, or by several
     # The last reasons are of forms that few templates take.
     return None, problems[min(1, len(problems) - 1)]
 
@@ -188,7 +188,7 @@ def _shows_code(text: str, said: str) -> bool:
     return any(f"{quote}text{quote}: {quote}{said}" in text for quote in "'\"")
 
 
-def _has_other_mark(processor: Any, turns: Sequence[Message], text: str) -> bool:
+def _marks_photos(processor: Any, turns: Sequence[Message], text: str) -> bool:
     """Whether a template writes something for a photo."""
     without = [
         dict(turn, content=[part for part in turn["content"] if part["type"] != "image"])

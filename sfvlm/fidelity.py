@@ -23,7 +23,6 @@ from .decode import UnreadablePhoto
 from .host_reader import Texts
 from .host_texts import Conversations, Interview, distinct_names
 from .images import SomePhotos
-from .views import tower_pixels
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,7 @@ def measure_fidelity(
             continue
         keys += [names[index] for index in opened]
         texts = conversations.batch(torch.tensor(list(opened)), torch.zeros(len(opened))).to(like.device)
-        images = [interview.shown(image) for image in opened.values()]
-        pixels = {view: tower_pixels(images, config, like) for view, config in views.items()}
+        pixels = {view: interview.pixels(list(opened.values()), config) for view, config in views.items()}
         states = interview.dense(pixels[_view(interview.dense.config)]).hidden_states
         dense = _logits(interview, interview.dense.config, states, texts)
         for name, tower in towers.items():

@@ -15,9 +15,9 @@ from ..chat import open_host
 from ..cli import say
 from ..configuration import CHOICE, Focusing, SparseFormerConfig
 from ..export import open_student
+from ..host_facts import read_host
 from ..images import open_photos
 from ..inherit import check_descent, inherit, student_config, take_over
-from ..swap_plan import read_host
 from ..teachers import Teacher, check_own_tower, open_teacher
 from ..zoo import resolve
 
