@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from .chat_reply import Clock, Reply, Turns
 from .chat_template import (
     Message,
     assistant_message,
-    forms_of,
+    check_mark,
     lacks_start,
     parts_of,
     template_of,
@@ -39,7 +40,7 @@ from .chat_template import (
 from .devices import usable_device
 from .errors import reason
 from .generation import check_settings_file, end_tokens, generate, settings_for, up_to_end
-from .swap_plan import HOSTS
+from .host_facts import CLASS_TOKENS, HOSTS, dense_tokens
 from .swap_quantized import check_census, check_products, quantization
 from .tensors import check_loaded
 from .zoo import resolve
@@ -47,6 +48,7 @@ from .zoo import resolve
 __all__ = ["Host", "Message", "assistant_message", "check_host", "open_host", "user_message"]
 
 COMPUTED = ("position_ids", "rotary_emb.inv_freq")
+ADAPTER = "adapter_config.json"
 LARGE = 2048  # pixels a side of a large photo: more than all tiles of a LLaVA-NeXT have, and nearly as many as a OneVision's
 
 
@@ -60,16 +62,15 @@ class Host:
         turns: Shared by hosts that share weights; default its own.
 
     Raises:
-        ValueError: There is no chat template, or it cannot be followed; or model and processor mean different tokens by a
-            photo or an end.
+        ValueError: There is no chat template, or model and processor mean different tokens by a photo; or what ends an answer
+            is no token.
     """
 
     def __init__(self, model: Any, processor: Any, source: str = "host", turns: Turns | None = None) -> None:
         self.template = template_of(processor, source)
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
-        forms_of(processor)
-        _check_image_token(model, processor, source)
+        check_mark(model, processor, source)
         end_tokens(model, processor.tokenizer)
         self.model, self.processor, self.source = model.eval(), processor, source
         self.turns = turns or Turns()
@@ -262,6 +263,10 @@ def open_host(
     if dtype is None:
         dtype = "float32" if device == "cpu" and device_map is None and bits is None else "auto"
     check_settings_file(source)
+    if (Path(source) / ADAPTER).is_file() and find_spec("peft") is None:
+        raise ValueError(
+            f"{name} holds an adapter, which without the package peft is left out: pip install peft, or merge it."
+        )
     options: dict[str, Any] = {"dtype": getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype}
     if bits is not None:
         options |= {"quantization_config": quantization(bits), "device_map": device_map or {"": device}}
@@ -279,18 +284,28 @@ def open_host(
         check_products(model)
     elif device_map is None:
         model.to(device)
-    return Host(model, processor, name)
+    host = Host(model, processor, name)
+    _check_places(host)
+    return host
 
 
-def _check_image_token(model: Any, processor: Any, source: str) -> None:
-    """Raises ValueError unless processor and model mean the same token by a photo."""
-    mark, ours, theirs = processor.image_token, processor.image_token_id, model.config.image_token_id
-    if processor.tokenizer.encode(mark, add_special_tokens=False) != [ours]:
-        raise ValueError(f"{mark} is no token of its own in the tokenizer of {source}: add it as a special token.")
-    if ours != theirs:
+def _check_places(host: Host) -> None:
+    """Raises ValueError if a prompt has places for another number of tokens than the host's own dense tower gives."""
+    config, processor = host.model.config, host.processor
+    if host.tiled or config.vision_config.model_type not in CLASS_TOKENS:
+        return  # the number depends on the photo, or a swap has set both
+    tokens = dense_tokens(config)
+    names = ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy")
+    settings = ", ".join(f"{name} {getattr(processor, name, None)}" for name in names)
+    try:
+        shown = processor(text=[processor.image_token], images=[Image.new("RGB", (64, 64))])
+        places = shown["input_ids"][0].count(processor.image_token_id)
+    except TypeError:  # old files have no patch_size
+        places = 0
+    if places != tokens:
         raise ValueError(
-            f"The processor of {source} writes {mark} for a photo, which is token {ours}, and its model reads photos at token "
-            f"{theirs} (image_token_id in config.json): one of the two is another host's."
+            f"The processor of {host.source} has places for {places} tokens of a photo ({settings}), and its model reads {tokens} "
+            f"(vision_feature_select_strategy {config.vision_feature_select_strategy} in config.json): make them agree."
         )
 
 

@@ -74,6 +74,18 @@ def written(processor: Any, messages: Sequence[Message], *, add_generation_promp
     return text
 
 
+def check_mark(model: Any, processor: Any, source: str) -> None:
+    """Raises ValueError unless processor and model mean the same token by a photo."""
+    mark, ours, theirs = processor.image_token, processor.image_token_id, model.config.image_token_id
+    if processor.tokenizer.encode(mark, add_special_tokens=False) != [ours]:
+        raise ValueError(f"{mark} is no token of its own in the tokenizer of {source}: add it as a special token.")
+    if ours != theirs:
+        raise ValueError(
+            f"The processor of {source} writes {mark} for a photo, which is token {ours}, and its model reads photos at token "
+            f"{theirs} (image_token_id in config.json): one of the two is another host's."
+        )
+
+
 def lacks_start(processor: Any, text: str) -> bool:
     """Whether the tokenizer must add what a text starts with: some templates write it themselves."""
     bos = processor.tokenizer.bos_token

@@ -119,22 +119,38 @@ def read_host(config: Any, processor: Any) -> HostFacts:
     for name in ("image_mean", "image_std"):
         if len(getattr(photos, name, None) or ()) != 3:
             raise ValueError(f"The host's processor has {name} {getattr(photos, name, None)}; it is three numbers.")
+    side = _side_of_photos(photos, vision.image_size)
+    if side != vision.image_size:
+        raise ValueError(
+            f"The host's processor makes photos of {side} pixels a side, and its tower reads {vision.image_size} (image_size): one of "
+            "the two is another host's."
+        )
     mean = tuple(map(float, photos.image_mean))
-    class_tokens, first_is_lost = CLASS_TOKENS[vision.model_type], config.vision_feature_select_strategy == "default"
+    has_class_token, first_is_lost = bool(CLASS_TOKENS[vision.model_type]), _loses_first(config)
     return HostFacts(
         kind=config.model_type,
         width=vision.hidden_size,
         depth=depth,
         layers=tuple(layer_from_end(layer, depth) for layer in chosen),
-        reads_cls=bool(class_tokens) and not first_is_lost,
-        loses_patch=not class_tokens and first_is_lost,
-        tokens=(vision.image_size // vision.patch_size) ** 2 + class_tokens - first_is_lost,
-        image_size=_side_of_photos(photos, vision.image_size),
+        reads_cls=has_class_token and not first_is_lost,
+        loses_patch=not has_class_token and first_is_lost,
+        tokens=dense_tokens(config),
+        image_size=side,
         mean=mean,
         std=tuple(map(float, photos.image_std)),
         pinpoints=tuple((height, width) for height, width in getattr(config, "image_grid_pinpoints", ())),
         way=_way_of_photos(config.model_type, photos),
     )
+
+
+def dense_tokens(config: Any) -> int:
+    """Tokens of a photo, or of a tile, that a host of this configuration reads from its own CLIP or SigLIP tower."""
+    vision = config.vision_config
+    return (vision.image_size // vision.patch_size) ** 2 + CLASS_TOKENS[vision.model_type] - _loses_first(config)
+
+
+def _loses_first(config: Any) -> bool:
+    return config.vision_feature_select_strategy == "default"
 
 
 def _side_of_photos(image_processor: Any, tile: int) -> int:
