@@ -81,7 +81,7 @@ def _settings(hosts: dict[str, Host]) -> list[Any]:
     top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top-p", info="Share of the likelihood to choose from")
     system = gr.Textbox(label="System prompt", lines=2, placeholder="The host's own")
     with gr.Accordion("The host's chat template", open=False):
-        gr.Code(next(iter(hosts.values())).processor.chat_template, language=None, show_label=False, max_lines=14)
+        gr.Code(next(iter(hosts.values())).template, language=None, show_label=False, max_lines=14)
     return [side, temperature, top_p, longest, system]
 
 

@@ -39,6 +39,7 @@ from .checkpoints import (
 from .configuration import CHOICE
 from .export import export_student
 from .files import make_folder
+from .host_facts import read_host
 from .host_reader import HostReader
 from .host_texts import Conversations, Interview, read_prompts
 from .images import Photos
@@ -46,7 +47,6 @@ from .inherit import InheritanceReport
 from .metrics_log import MetricsLog, Rate, rounded
 from .optimization import freeze_unread, parameter_groups, rate_at, running_average, with_lora, without_lora
 from .sparseformer import SparseFormerModel, SparseFormerOutput
-from .swap_plan import read_host
 from .targets import TeacherTargets, open_cache
 from .teachers import Teacher
 from .views import (
@@ -360,13 +360,12 @@ class _Run:
         """On the held-back photos: cosine, agreement of the classifier's first choice or of a host's words, box statistics."""
         student = self._averaged()
         student.eval()
-        tiles = self.host is not None and self.host.facts.tiles
         views = ViewDataset(
             self.photos.held_back,
             self.config.image_size,
             training=False,
             seed=0,
-            **view_settings(self.config) | {"squash": self.config.squashes or tiles},
+            **view_settings(self.config) | ({} if self.host is None else {"squash": self.host.facts.squashes}),
             pad=self._padding(),
         )
         cosines, agree, said, boxes = [], [], [], []

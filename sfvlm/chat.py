@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,32 +28,29 @@ from transformers import (
 )
 
 from .chat_reply import Clock, Reply, Turns
+from .chat_template import (
+    Message,
+    assistant_message,
+    check_mark,
+    lacks_start,
+    parts_of,
+    template_of,
+    user_message,
+    written,
+)
 from .devices import usable_device
 from .errors import reason
-from .swap_plan import HOSTS
+from .generation import check_settings_file, end_tokens, generate, settings_for, up_to_end
+from .host_facts import CLASS_TOKENS, HOSTS, dense_tokens
 from .swap_quantized import check_census, check_products, quantization
 from .tensors import check_loaded
 from .zoo import resolve
 
-Message = dict[str, Any]
+__all__ = ["Host", "Message", "assistant_message", "check_host", "open_host", "user_message"]
+
 COMPUTED = ("position_ids", "rotary_emb.inv_freq")
-# All of it is said, or the host's own generation settings would come in: those of a chat, which forbid to repeat a word.
-PLAIN = dict(
-    num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, min_length=0, min_new_tokens=None, bad_words_ids=None,
-    suppress_tokens=None,
-)  # fmt: skip
-GREEDY = PLAIN | dict(do_sample=False, temperature=None, top_p=None, top_k=None)
+ADAPTER = "adapter_config.json"
 LARGE = 2048  # pixels a side of a large photo: more than all tiles of a LLaVA-NeXT have, and nearly as many as a OneVision's
-
-
-def user_message(text: str, images: int = 0) -> Message:
-    """A user's turn: so many photos, then the text."""
-    return {"role": "user", "content": [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]}
-
-
-def assistant_message(text: str) -> Message:
-    """A turn of the host's."""
-    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
 class Host:
@@ -65,14 +63,16 @@ class Host:
         turns: Shared by hosts that share weights; default its own.
 
     Raises:
-        ValueError: The processor has no chat template.
+        ValueError: There is no chat template, or model and processor mean different tokens by a photo; or what ends an answer
+            is no token.
     """
 
     def __init__(self, model: Any, processor: Any, source: str = "host", turns: Turns | None = None) -> None:
-        if not processor.chat_template:
-            raise ValueError(f"The processor of {source} has no chat template, so that it is unknown how to ask it.")
+        self.template = template_of(processor, source)
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        check_mark(model, processor, source)
+        end_tokens(model, processor.tokenizer)
         self.model, self.processor, self.source = model.eval(), processor, source
         self.turns = turns or Turns()
 
@@ -99,7 +99,7 @@ class Host:
             config.vision_feature_layer,
             config.vision_feature_select_strategy,
             _settings_of(processor.image_processor),
-            processor.chat_template,
+            template_of(processor),
             str(self.model.dtype),
         ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
@@ -151,8 +151,10 @@ class Host:
             return []
         inputs = self.encode(conversations, images)
         with self.turns:
-            output = self.model.generate(**inputs, **GREEDY, max_new_tokens=max_new_tokens)
-        new = output[:, inputs["input_ids"].shape[1] :]
+            settings = settings_for(self.model, self.processor.tokenizer, max_new_tokens)
+            output = generate(self.model, inputs, settings)
+        ends = end_tokens(self.model, self.processor.tokenizer)
+        new = [up_to_end(row, ends) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
 
     def stream(
@@ -184,11 +186,12 @@ class Host:
         """
         clock = clock or Clock()
         clock.go_on()
-        sampling: dict[str, Any] = dict(GREEDY)
+        sampling: dict[str, Any] = {}
         if temperature > 0:
-            sampling = PLAIN | dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
+            sampling = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
         inputs = self.encode([messages], [images], pixel_values)
-        settings = sampling | {"max_new_tokens": min(max_new_tokens, self._room(inputs["input_ids"].shape[1]))}
+        longest = min(max_new_tokens, self._room(inputs["input_ids"].shape[1]))
+        settings = settings_for(self.model, self.processor.tokenizer, longest, **sampling)
         tokens_per_image = self._image_tokens(inputs) / max(len(images), 1)
         return Reply(self, inputs, settings, stop or threading.Event(), clock, tokens_per_image)
 
@@ -204,7 +207,7 @@ class Host:
         """
         texts = []
         for messages, shown in zip(conversations, images, strict=True):
-            places = sum(part["type"] == "image" for turn in messages for part in _parts(turn))
+            places = sum(part["type"] == "image" for turn in messages for part in parts_of(turn))
             if places != len(shown):
                 raise ValueError(f"The messages have {places} image parts, but {len(shown)} photos are given.")
             texts.append(written(self.processor, messages))
@@ -236,42 +239,6 @@ class Host:
         return int((inputs["input_ids"] == self.processor.image_token_id).sum())
 
 
-def written(processor: Any, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-    """A conversation in the host's own chat template; what a user types does not pass for a photo."""
-    turns = [
-        {
-            "role": message["role"],
-            "content": [
-                dict(part, text=_without(processor.image_token, part["text"]))
-                if part["type"] == "text"
-                else {"type": part["type"]}
-                for part in _parts(message)
-            ],
-        }
-        for message in messages
-    ]
-    return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-
-
-def _without(mark: str, text: str) -> str:
-    """A text with no mark in it, not even one that remains where another was taken out of it."""
-    while mark in text:
-        text = text.replace(mark, "")
-    return text
-
-
-def lacks_start(processor: Any, text: str) -> bool:
-    """Whether the tokenizer must add what a text starts with: some templates write it themselves."""
-    bos = processor.tokenizer.bos_token
-    return not (bos and text.startswith(bos))
-
-
-def _parts(message: Message) -> list[dict[str, Any]]:
-    """A message's content as templates expect it."""
-    content = message["content"]
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
 def open_host(
     source: str | Path,
     *,
@@ -296,6 +263,11 @@ def open_host(
     device = str(usable_device(device))
     if dtype is None:
         dtype = "float32" if device == "cpu" and device_map is None and bits is None else "auto"
+    check_settings_file(source)
+    if (Path(source) / ADAPTER).is_file() and find_spec("peft") is None:
+        raise ValueError(
+            f"{name} holds an adapter, which without the package peft is left out: pip install peft, or merge it."
+        )
     options: dict[str, Any] = {"dtype": getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype}
     if bits is not None:
         options |= {"quantization_config": quantization(bits), "device_map": device_map or {"": device}}
@@ -313,7 +285,29 @@ def open_host(
         check_products(model)
     elif device_map is None:
         model.to(device)
-    return Host(model, processor, name)
+    host = Host(model, processor, name)
+    _check_places(host)
+    return host
+
+
+def _check_places(host: Host) -> None:
+    """Raises ValueError if a prompt has places for another number of tokens than the host's own dense tower gives."""
+    config, processor = host.model.config, host.processor
+    if host.tiled or config.vision_config.model_type not in CLASS_TOKENS:
+        return  # the number depends on the photo, or a swap has set both
+    tokens = dense_tokens(config)
+    names = ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy")
+    settings = ", ".join(f"{name} {getattr(processor, name, None)}" for name in names)
+    try:
+        shown = processor(text=[processor.image_token], images=[Image.new("RGB", (64, 64))])
+        places = shown["input_ids"][0].count(processor.image_token_id)
+    except TypeError:  # old files have no patch_size
+        places = 0
+    if places != tokens:
+        raise ValueError(
+            f"The processor of {host.source} has places for {places} tokens of a photo ({settings}), and its model reads {tokens} "
+            f"(vision_feature_select_strategy {config.vision_feature_select_strategy} in config.json): make them agree."
+        )
 
 
 def _settings_of(configuration: Any) -> dict[str, Any]:

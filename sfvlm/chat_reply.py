@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+from .generation import generate
 
 if TYPE_CHECKING:
     from .chat import Host
@@ -90,7 +92,7 @@ class Reply:
 
     Args:
         host: Who replies.
-        inputs, settings: What `generate` takes.
+        inputs, settings: What `generation.generate` takes.
         stop: Setting it ends the reply.
         clock: Runs since the reply was asked for.
         tokens_per_image: Of `Timings`.
@@ -100,14 +102,14 @@ class Reply:
         self,
         host: "Host",
         inputs: dict[str, Tensor],
-        settings: dict[str, Any],
+        settings: GenerationConfig,
         stop: threading.Event,
         clock: Clock,
         tokens_per_image: float,
     ) -> None:
         self._host, self._inputs, self._settings = host, inputs, settings
         self._clock, self._tokens_per_image = clock, tokens_per_image
-        self._streamer = _TimedStreamer(host.processor.tokenizer, host.turns, clock)
+        self._streamer = _TimedStreamer(host.processor.tokenizer, host.turns, clock, settings.eos_token_id or [])
         self._stops = (stop, threading.Event())  # the caller's, who may use it again, and ours
         self._encode_times: list[float] = []
         self._error: BaseException | None = None
@@ -152,8 +154,12 @@ class Reply:
                 self._clock.go_on()
                 if not any(event.is_set() for event in self._stops):
                     self._time_encoding(hooks)
-                    self._host.model.generate(
-                        **self._inputs, **self._settings, streamer=self._streamer, stopping_criteria=criteria
+                    generate(
+                        self._host.model,
+                        self._inputs,
+                        self._settings,
+                        streamer=self._streamer,
+                        stopping_criteria=criteria,
                     )
         except Exception as error:  # belongs to the reader's thread
             # Its frames would hold the cache and activations: reply and error are a cycle.
@@ -182,15 +188,16 @@ class Reply:
 class _TimedStreamer(TextIteratorStreamer):
     """Also notes when each token came, and gives the turn to others then; the first thing `generate` puts is the prompt."""
 
-    def __init__(self, tokenizer: Any, turns: Turns, clock: Clock) -> None:
+    def __init__(self, tokenizer: Any, turns: Turns, clock: Clock, ends: Sequence[int]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.turns, self.clock = turns, clock
+        self.turns, self.clock, self.ends = turns, clock, ends
         self.times: list[float] = []
         self.tokens: list[int] = []
 
     def put(self, value: Tensor) -> None:
         is_prompt = self.next_tokens_are_prompt
-        super().put(value)
+        if is_prompt or value.item() not in self.ends:  # an end may be a word for the tokenizer
+            super().put(value)
         if not is_prompt:
             self.times.append(self.clock())
             self.tokens += value.flatten().tolist()

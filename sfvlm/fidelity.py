@@ -24,7 +24,7 @@ from .host_reader import Texts
 from .host_texts import Conversations, Interview, distinct_names
 from .images import SomePhotos
 from .showable import ShowablePhotos
-from .views import tower_pixels, view_settings
+from .views import view_settings
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ def measure_fidelity(
             continue
         keys += [names[index] for index in opened]
         texts = conversations.batch(torch.tensor(list(opened)), torch.zeros(len(opened))).to(like.device)
-        images = [interview.shown(image) for image in opened.values()]
-        pixels = {view: tower_pixels(images, config, like) for view, config in views.items()}
+        pixels = {view: interview.pixels(list(opened.values()), config) for view, config in views.items()}
         states = interview.dense(pixels[_view(interview.dense.config)]).hidden_states
         dense = _logits(interview, interview.dense.config, states, texts)
         for name, tower in towers.items():

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .swap_plan import read_host
+from .generation import end_tokens
+from .host_facts import HostFacts, read_host
 
 Answers = list[list[list[int]]]  # ids, by photo and prompt
 
@@ -54,12 +55,13 @@ class HostReader:
         processor: Its processor.
 
     Raises:
-        ValueError: It is no such host, or its tower was replaced already.
+        ValueError: It is no such host, its tower was replaced already, or it reads photos as no tower here shows them.
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.facts = read_host(model.config, processor)
-        self.model = model.eval().requires_grad_(False)
+        _check_readable(self.facts, processor.image_processor)
+        self.model, self.processor = model.eval().requires_grad_(False), processor
 
     def to(self, device: torch.device) -> "HostReader":
         self.model.to(device)
@@ -127,7 +129,7 @@ class HostReader:
         language_model(inputs_embeds=prefix, **remembering(language_model, cache))
         cache.batch_select_indices(photo)
         mask = torch.cat([mask.new_ones(len(rows), prefix.shape[1]), mask], dim=1)
-        ends = self._ends(device)
+        ends = torch.tensor(end_tokens(self.model, self.processor.tokenizer), device=device, dtype=torch.long)
         said, finished = [], torch.zeros(len(rows), dtype=torch.bool, device=device)
         word = after
         for _ in range(longest):
@@ -141,10 +143,23 @@ class HostReader:
         answers = iter(texts)
         return [[next(answers) for _ in asked] for asked in prompts]
 
-    def _ends(self, device: torch.device) -> Tensor:
-        ends = self.model.generation_config.eos_token_id
-        ends = ends if ends is not None else self.model.config.get_text_config().eos_token_id
-        return torch.tensor([ends] if isinstance(ends, int) else list(ends or ()), device=device, dtype=torch.long)
+
+def _check_readable(facts: HostFacts, photos: Any) -> None:
+    """Raises ValueError for what such a host does with a photo and nothing here follows."""
+    if facts.loses_patch:
+        raise ValueError(
+            f"The host reads {facts.tokens} of its tower's {facts.tokens + 1} patches: its vision_feature_select_strategy is "
+            '"default", which leaves the class token out, and its tower has none. What it says without its first patch cannot be '
+            'learned: set "full" in config.json and in the processor\'s configuration if it was trained so.'
+        )
+    size, crop = (dict(getattr(photos, name, None) or {}) for name in ("size", "crop_size"))
+    resized, cropped = size.get("shortest_edge") or size.get("height"), crop.get("height")
+    crops = getattr(photos, "do_center_crop", False)
+    if not getattr(photos, "do_resize", True) or (crops and not facts.tiles and resized != cropped):
+        raise ValueError(
+            f"The host's processor makes photos by do_resize {getattr(photos, 'do_resize', True)}, size {resized} and crop_size "
+            f"{cropped if crops else None}; a tower learns from whole photos, or from their middles, resized to one size."
+        )
 
 
 def next_word(model: Any, embedded: Tensor, cache: Any, mask: Tensor | None) -> tuple[Tensor, Any]:

@@ -20,16 +20,17 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .chat import Host, assistant_message, lacks_start, user_message, written
+from .chat import Host
+from .chat_template import assistant_message, lacks_start, user_message, written
 from .checkpoints import differences
 from .decode import Photo, UnreadablePhoto
-from .errors import reason
+from .errors import reason, shortened
 from .files import append_text, read_templates, write_text
 from .host_reader import HostReader, Texts
 from .images import SomePhotos
 from .scene_texts import with_article
 from .teachers import DenseTransformer
-from .views import padded, tower_pixels
+from .views import tower_pixels
 from .vqa_photos import changed_photo, photo_fingerprint
 from .vqa_questions import SHORT_ANSWER
 from .vqa_sources import CAPTION_PROMPT
@@ -131,11 +132,13 @@ class Interview:
     at_once: int = 16
 
     def shown(self, image: Image.Image) -> Image.Image:
-        """A photo as the host's processor hands it on: padded or not, or squashed, as the overview that tiles come with is."""
-        facts = self.reader.facts
-        if facts.tiles:
-            return image.resize((facts.image_size, facts.image_size), Image.Resampling.BICUBIC)
-        return image if facts.padding is None else padded(image, facts.padding)
+        """A photo as the host's processor hands it on to its own tower."""
+        return self.reader.facts.shown(image, self.dense.config.squashes)
+
+    def pixels(self, images: Sequence[Image.Image], config: Any) -> Tensor:
+        """The same of several as a tower of this configuration reads them: -> (B, 3, S, S)."""
+        shown = [self.reader.facts.shown(image, config.squashes) for image in images]
+        return tower_pixels(shown, config, next(self.dense.parameters()))
 
     def answers(self, photos: SomePhotos, path: Path) -> list[list[Turn]]:
         """What the host says of each whole photo; an interrupted call continues from the file.
@@ -151,7 +154,7 @@ class Interview:
             ValueError: The file holds answers of another host, to other prompts or about other photos; or the host's chat
                 template cannot be followed, so that nothing could be learned from its answers.
         """
-        Conversations(self.processor, [[("?", "yes"), ("?", "no")]], 0).batch(torch.tensor([0]), torch.tensor([0]))
+        check_template(self.processor)
         keys = distinct_names(photos.key(index) for index in range(len(photos)))
         said = self._kept(photos, keys, path)
         missing = [index for index in range(len(keys)) if index not in said]
@@ -189,10 +192,9 @@ class Interview:
             prompts_for(photo, self.turns, random.Random(f"{self.seed} {photos.key(index)}"), self.given)
             for index, photo in opened.items()
         ]
-        config, parameter = self.dense.config, next(self.dense.parameters())
-        device = parameter.device
-        images = [self.shown(photo.image) for photo in opened.values()]
-        states = self.dense(tower_pixels(images, config, parameter)).hidden_states
+        config, device = self.dense.config, next(self.dense.parameters()).device
+        images = [photo.image for photo in opened.values()]
+        states = self.dense(self.pixels(images, config)).hidden_states
         seen = self.reader.project(self.reader.select(states, int(config.has_cls_token)))
         cuts = [
             [cut(self.processor, written(self.processor, [user_message(prompt, 1)])) for prompt in prompts]
@@ -223,13 +225,13 @@ def cut(processor: Any, text: str) -> Cut:
     """Tokenizes a text with one mark of a photo.
 
     Raises:
-        ValueError: The mark is missing: the chat template has no place for a photo.
+        ValueError: The mark is missing, or there are several: the chat template has not one place for a photo.
     """
     special = lacks_start(processor, text)
     encoded = processor.tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    if processor.image_token_id not in ids:
-        raise ValueError(f"The host's chat template has no place for a photo; it makes {text[:80]!r}.")
+    if ids.count(processor.image_token_id) != 1:
+        raise ValueError(f"The host's chat template has not one place for a photo; it makes {text[:80]!r}.")
     photo = ids.index(processor.image_token_id)
     return Cut(ids[:photo], ids[photo + 1 :], offsets[photo + 1 :])
 
@@ -321,6 +323,19 @@ class Conversations:
             for start, stop in spans
         ]
         return parts.before, parts.after, list(filter(None, places))
+
+
+def check_template(processor: Any) -> None:
+    """Raises ValueError unless answers can be told from what is written around them in the host's chat template."""
+    Conversations(processor, [[("?", "yes"), ("?", "no")]], 0).batch(torch.tensor([0]), torch.tensor([0]))
+    turns = [user_message("?", 1), assistant_message("yes")]
+    text = written(processor, turns, add_generation_prompt=False)
+    said = text[_start_of_answer(written(processor, turns[:1]), text) :].lstrip()
+    if not said.startswith("yes"):
+        raise ValueError(
+            f"The host's chat template begins an answer by {shortened(said)!r}, with more than a prompt for one ends with: let it "
+            "write that where add_generation_prompt is set."
+        )
 
 
 def _start_of_answer(asked: str, text: str) -> int:

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
+from transformers import GenerationConfig
 
 from .chat import Message, open_host
 
+# Settings that are read, or say nothing to who takes the likeliest word; and values by which the others do nothing.
+READ, NEUTRAL = {"max_new_tokens", "do_sample", "temperature", "num_beams", "top_p", "top_k"}, (None, 0, 1, False, True)
 MAX_NEW_TOKENS = 1024  # where a task gives no length, as in lmms-eval's own LLaVA
 
 
@@ -80,7 +83,7 @@ class SfvlmHost(lmms):
         """Answers in the order of the requests; those of one length are asked together.
 
         Raises:
-            ValueError: A task wants sampling or beams.
+            ValueError: A task wants sampling or beams, or anything else by which answers are no greedy ones.
         """
         texts: list[str] = [""] * len(requests)
         with tqdm(total=len(requests), disable=self.rank != 0, desc="sfvlm") as bar:
@@ -110,7 +113,12 @@ class SfvlmHost(lmms):
         by_settings: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
             settings = request.args[2]
-            if settings.get("do_sample") or settings.get("temperature") or settings.get("num_beams", 1) > 1:
+            others = [
+                name
+                for name in vars(GenerationConfig()).keys() & settings.keys() - READ
+                if settings[name] not in NEUTRAL
+            ]
+            if settings.get("do_sample") or settings.get("temperature") or settings.get("num_beams", 1) > 1 or others:
                 raise ValueError(f"sfvlm answers greedily; the task {request.args[4]} asks for {settings}.")
             by_settings.setdefault(str(settings.get("max_new_tokens")), []).append(place)
         for places in by_settings.values():

@@ -17,46 +17,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .configuration import SparseFormerConfig, layer_from_end
+from .configuration import SparseFormerConfig
+from .host_facts import HOSTS, HostFacts, read_host
 from .tower import TowerConfig
 
-HOSTS = ("llava", "llava_next", "llava_onevision")
-CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # dense towers, and the class tokens they have
-
-
-@dataclass(frozen=True)
-class HostFacts:
-    """What a host expects of its tower, read from its configuration and processor.
-
-    Attributes:
-        kind: One of `HOSTS`.
-        width: Of a token at one layer, as the projector reads it.
-        depth: Blocks of the dense tower.
-        layers: Which hidden states are read, counted from the end (-1: after the last block); several are concatenated.
-        tokens: Of a photo, or of a tile where photos are cut into tiles; the class token included where it is read.
-        reads_cls: Whether the class token is one of them.
-        image_size: Side of a photo or tile in pixels.
-        mean, std: How the processor normalises.
-        pinpoints: Sizes in pixels that photos are brought to before they are cut into tiles.
-        padding: The colour in which its processor pads a photo to a square, as LLaVA-1.5's does; None where it does not.
-    """
-
-    kind: str
-    width: int
-    depth: int
-    layers: tuple[int, ...]
-    tokens: int
-    reads_cls: bool
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    pinpoints: tuple[tuple[int, int], ...]
-    padding: tuple[float, ...] | None
-
-    @property
-    def tiles(self) -> bool:
-        """Whether photos are cut into tiles whose tokens are put together as one grid."""
-        return self.kind != "llava"
+__all__ = ["HOSTS", "HostFacts", "Plan", "Setting", "apply_plan", "plan_swap", "read_host", "restore"]
 
 
 @dataclass(frozen=True)
@@ -70,54 +35,6 @@ class Plan:
     processor: dict[str, Any]
     image_processor: dict[str, Any]
     video_processor: dict[str, Any]
-
-
-def read_host(config: Any, processor: Any) -> HostFacts:
-    """Reads a host's demands from its transformers configuration and processor.
-
-    Raises:
-        ValueError: It is not one of the known hosts, its tower is neither CLIP nor SigLIP or has no such layer as it reads,
-            or its photos are not square or not normalised.
-    """
-    if config.model_type not in HOSTS:
-        raise ValueError(f"The host is of type {config.model_type!r}; a tower can be put into {', '.join(HOSTS)}.")
-    vision = config.vision_config
-    if vision.model_type not in CLASS_TOKENS:
-        hint = "; it was swapped before: undo that first" if hasattr(vision, "budget") else ""
-        raise ValueError(
-            f"The host's tower is of type {vision.model_type!r}; CLIP and SigLIP towers can be replaced{hint}."
-        )
-    if not hasattr(processor, "image_processor"):
-        raise ValueError(f"A {type(processor).__name__} makes no photos: open the host's processor by AutoProcessor.")
-    photos = processor.image_processor
-    if not getattr(photos, "do_normalize", True):
-        raise ValueError("The host's processor does not normalise photos (do_normalize), as a tower's are.")
-    depth, chosen = vision.num_hidden_layers, config.vision_feature_layer
-    chosen = [chosen] if isinstance(chosen, int) else list(chosen)
-    outside = [layer for layer in chosen if not -depth - 1 <= layer <= depth]
-    if outside or not chosen:
-        raise ValueError(
-            f"The host reads layer {outside or chosen} of its tower (vision_feature_layer), which has {depth} blocks."
-        )
-    for name in ("image_mean", "image_std"):
-        if len(getattr(photos, name, None) or ()) != 3:
-            raise ValueError(f"The host's processor has {name} {getattr(photos, name, None)}; it is three numbers.")
-    mean = tuple(map(float, photos.image_mean))
-    pads = config.model_type == "llava" and getattr(photos, "do_pad", False)  # those with tiles mean these by it
-    reads_cls = bool(CLASS_TOKENS[vision.model_type]) and config.vision_feature_select_strategy == "full"
-    return HostFacts(
-        kind=config.model_type,
-        width=vision.hidden_size,
-        depth=depth,
-        layers=tuple(layer_from_end(layer, depth) for layer in chosen),
-        reads_cls=reads_cls,
-        tokens=(vision.image_size // vision.patch_size) ** 2 + reads_cls,
-        image_size=_side_of_photos(photos, vision.image_size),
-        mean=mean,
-        std=tuple(map(float, photos.image_std)),
-        pinpoints=tuple((height, width) for height, width in getattr(config, "image_grid_pinpoints", ())),
-        padding=mean if pads else None,
-    )
 
 
 def plan_swap(host: HostFacts, tower: TowerConfig, num_tokens: int | None = None) -> Plan:
@@ -202,18 +119,6 @@ def _check_fit(host: HostFacts, tower: TowerConfig) -> None:
             f"The host reads the class token and {host.tokens - 1} patches a tile, which are no square grid: it takes tiles "
             'with vision_feature_select_strategy "default" alone.'
         )
-
-
-def _side_of_photos(image_processor: Any, tile: int) -> int:
-    """Side of the squares that a processor makes, in pixels."""
-    size = dict(image_processor.size or {})
-    cropped = dict(image_processor.crop_size or {}) if getattr(image_processor, "do_center_crop", False) else {}
-    found = cropped or size
-    if {"height", "width"} <= found.keys() and found["height"] == found["width"]:
-        return found["height"]
-    if "image_grid_pinpoints" in image_processor.__dict__ and "shortest_edge" in found:  # tiles are square anyhow
-        return tile
-    raise ValueError(f"The host's processor makes photos of {found}, and not squares of one size.")
 
 
 def _rescale(pinpoints: tuple[tuple[int, int], ...], old: int, new: int) -> list[list[int]]:

@@ -14,8 +14,8 @@ from ..chat import open_host
 from ..cli import say
 from ..configuration import CHOICE, SparseFormerConfig
 from ..export import open_student
+from ..host_facts import read_host
 from ..inherit import check_descent, inherit, student_config, take_over
-from ..swap_plan import read_host
 from ..teachers import Teacher, check_own_tower, open_teacher
 from ..views import SkipLog
 from ..zoo import resolve
