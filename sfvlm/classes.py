@@ -97,7 +97,7 @@ def _of_texts(
             say(f"Sentences are made of the classes' names as they are, such as {odd!r}: --class-names gives others.")
     if len(names) < 2:
         raise ValueError(
-            f"There is one class, {names[0]!r}, so that no choice can be wrong: give others with --class-names and "
+            f"There is one class, {', '.join(names)!r}, so that no choice can be wrong: give others with --class-names and "
             "--class-indices, or measure without labels by --task fidelity."
         )
     if (names is own or names is classes.names) and (alike := _alike(names)):
