@@ -360,12 +360,15 @@ class _Run:
         """On the held-back photos: cosine, agreement of the classifier's first choice or of a host's words, box statistics."""
         student = self._averaged()
         student.eval()
+        shown = view_settings(self.config)
+        if self.host is not None:
+            shown["squash"] = self.host.facts.squashes
         views = ViewDataset(
             self.photos.held_back,
             self.config.image_size,
             training=False,
             seed=0,
-            **view_settings(self.config) | ({} if self.host is None else {"squash": self.host.facts.squashes}),
+            **shown,
             pad=self._padding(),
         )
         cosines, agree, said, boxes = [], [], [], []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import read_class_names
+from .files import read_class_names, read_text
 
 WORDNET_ID = re.compile(r"n\d{8}")
 NUMBER = re.compile("[0-9]+")
@@ -35,8 +35,6 @@ def read_classes(path: Path) -> NamedClasses:
     lines = read_class_names(path)
     if lines[0][:1] in ("{", "["):
         return _of_json(path)
-    if any("\0" in line for line in lines):  # of two bytes a letter, without the mark that would say so
-        raise ValueError(f"The file {path} is no UTF-8 text (it holds zeros): save it as UTF-8.")
     for number, line in enumerate(lines, 1):
         if line.startswith("#"):
             raise ValueError(f"Line {number} of {path} begins with #: each line is a class, so remove comments.")
@@ -51,7 +49,7 @@ def read_classes(path: Path) -> NamedClasses:
 
 def _of_json(path: Path) -> NamedClasses:
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+        content: Any = json.loads(read_text(path), object_pairs_hook=_once)
     except ValueError as error:
         raise ValueError(f"{path} is no JSON of classes: {error}.") from error
     if isinstance(content, dict) and isinstance(content.get("id2label"), dict):  # a transformers configuration

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from .files import read_json
 

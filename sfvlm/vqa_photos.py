@@ -96,8 +96,9 @@ class SourcePhotos:
     def _file(self, index: int) -> str:
         """What is the same for two ways to the same photo, by links or by two sources."""
         top = self._source(index)
-        is_file = top is not None and top.is_dir()
-        return os.path.realpath(top / self._inside(index)) if is_file else f"photo {index}"
+        if top is None or not top.is_dir():
+            return f"photo {index}"
+        return os.path.realpath(top / self._inside(index))
 
     def _same_files(self, name: str, indices: Sequence[int]) -> list[int]:
         """Where a name is the path of a file on this machine, that file."""
