@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1.0/p' pyproject.toml)
 LLAVA := llava-torch==1.2.2.post1
 # What a host asks of a tower and of us.
-CONTRACTS := $(addprefix tests/test_, $(addsuffix .py, swap swap_folders swap_quantized tower chat host_alignment llava_package \
-	llava_reference sparseformer reduce teachers convert lmms))
+CONTRACTS := tests/hosts tests/encoder tests/teachers tests/alternatives tests/vqa/test_lmms.py tests/bootstrap/test_host_alignment.py \
+	tests/test_registration.py
 # Tests run side by side, a core each.
 PYTEST := -m pytest -n auto
 TEACHER ?= clip-tiny
@@ -59,11 +59,12 @@ $(VENV)-oldest/installed: pyproject.toml
 # The demo in a headless Chromium: the one on the PATH, or CHROMIUM=/path/to/it.
 browser: setup
 	$(BIN)/python -m pip install --quiet --group browser
-	$(BIN)/python -m pytest -m browser tests/test_demo_browser.py
+	$(BIN)/python -m pytest -m browser tests/demo/test_browser.py
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 types: setup
 	$(BIN)/pyright

@@ -28,9 +28,10 @@ import gradio as gr
 from page import build_page, page_style
 from photos import UPLOAD_LIMIT
 
-from sfvlm.cli import run, say
-from sfvlm.ranking import Ranker
-from sfvlm.sides import open_sides
+from sfvlm.cli import run
+from sfvlm.evaluate.ranking import Ranker
+from sfvlm.look.sides import open_sides
+from sfvlm.util.console import say
 
 
 @dataclass(frozen=True)

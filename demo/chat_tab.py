@@ -11,9 +11,9 @@ from typing import Any, Literal
 import gradio as gr
 from photos import example_photos, in_words, open_photos
 
-from sfvlm.chat import Host, Message, assistant_message, user_message
-from sfvlm.side_words import budget_in_words, cost_in_words
-from sfvlm.sides import Sides
+from sfvlm.hosts.host import Host, Message, assistant_message, user_message
+from sfvlm.look.sides import Sides
+from sfvlm.look.words import budget_in_words, cost_in_words
 
 EMPTY = "Write a question, with or without a photo."
 # What stands in place of an answer; a warning may also follow its first words.

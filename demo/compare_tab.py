@@ -8,9 +8,9 @@ import gradio as gr
 from photos import example_photos, in_words, open_photo, photo_input
 from together import Progress, check_question, follow
 
-from sfvlm.chat import user_message
-from sfvlm.side_words import budget_in_words, difference_in_words, word_difference
-from sfvlm.sides import Sides
+from sfvlm.hosts.host import user_message
+from sfvlm.look.sides import Sides
+from sfvlm.look.words import budget_in_words, difference_in_words, word_difference
 
 Shown = tuple[str, str, str, str, str, list[tuple[str, str | None]]]
 

@@ -10,13 +10,13 @@ from PIL import Image, ImageDraw
 from rectangle import as_source, rectangle_picture
 from together import Progress, check_question, follow
 
-from sfvlm.chat import Host, user_message
-from sfvlm.chat_reply import Clock
-from sfvlm.focus import focused
-from sfvlm.looking import looks_of, seen_view
-from sfvlm.scene_texts import Box
-from sfvlm.sides import Sides
-from sfvlm.visualize import draw_boxes
+from sfvlm.hosts.host import Host, user_message
+from sfvlm.hosts.reply import Clock
+from sfvlm.look.draw import draw_boxes
+from sfvlm.look.focus import focused
+from sfvlm.look.looking import looks_of, seen_view
+from sfvlm.look.sides import Sides
+from sfvlm.photos.scene_texts import Box
 
 WHOLE, FOCUSED = "whole", "focused"
 START = "Choose a photo, then drag a rectangle over what you want to know more of."

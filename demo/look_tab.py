@@ -8,12 +8,13 @@ from photos import example_photos, in_words, open_photo, photo_input
 from PIL import Image
 from together import check_question
 
-from sfvlm import SparseFormerConfig, roi
-from sfvlm.chat import Host
-from sfvlm.looking import Looked, look
-from sfvlm.side_words import cost_in_words
-from sfvlm.sides import Sides
-from sfvlm.visualize import describe_boxes, draw_attention, draw_boxes
+from sfvlm import SparseFormerConfig
+from sfvlm.encoder import roi
+from sfvlm.hosts.host import Host
+from sfvlm.look.draw import describe_boxes, draw_attention, draw_boxes
+from sfvlm.look.looking import Looked, look
+from sfvlm.look.sides import Sides
+from sfvlm.look.words import cost_in_words
 
 BOXES, ATTENTION = "Boxes", "What the answer attended to"
 ALL_WORDS = -1

@@ -11,9 +11,9 @@ from gradio.themes import Soft
 from look_tab import look_tab
 from zeroshot_tab import zeroshot_tab
 
-from sfvlm.ranking import Ranker
-from sfvlm.side_words import budget_in_words
-from sfvlm.sides import Sides
+from sfvlm.evaluate.ranking import Ranker
+from sfvlm.look.sides import Sides
+from sfvlm.look.words import budget_in_words
 
 # One photo, one word at a time: all that computes with the model shares this queue.
 QUEUE = "model"

@@ -11,10 +11,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from sfvlm.choices import SCENE_TEST_SEED
-from sfvlm.decode import decode_image
-from sfvlm.scenes import render_scene
-from sfvlm.showable import too_long
+from sfvlm.photos.decode import decode_image
+from sfvlm.photos.scenes import render_scene
+from sfvlm.photos.showable import too_long
+from sfvlm.util.choices import SCENE_TEST_SEED
 
 UPLOAD_LIMIT = "20mb"
 MAX_PIXELS = 64_000_000

@@ -4,9 +4,9 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from sfvlm.chat_reply import Reply
-from sfvlm.side_words import cost_in_words
-from sfvlm.sides import write_together
+from sfvlm.hosts.reply import Reply
+from sfvlm.look.sides import write_together
+from sfvlm.look.words import cost_in_words
 
 
 @dataclass(frozen=True)

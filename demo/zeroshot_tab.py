@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 from photos import example_photos, in_words, open_photo, photo_input
 
-from sfvlm.ranking import TEMPLATE, Ranker
+from sfvlm.evaluate.ranking import TEMPLATE, Ranker
 
 NAMES = "red cross\npurple square\norange cross\ngreen pentagon\nblack heart\npink ring\nblue circle\nyellow star"
 

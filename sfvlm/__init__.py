@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from .registration import register_once_imported
 
 if TYPE_CHECKING:
-    from .configuration import SparseFormerConfig, preset
-    from .reduce import ReducedTower
-    from .reduce_config import ReducedTowerConfig
-    from .sparseformer import SparseFormerModel, SparseFormerOutput
-    from .swap_host import swap
+    from .alternatives.configuration import ReducedTowerConfig
+    from .alternatives.towers import ReducedTower
+    from .encoder.configuration import SparseFormerConfig, preset
+    from .encoder.sparseformer import SparseFormerModel, SparseFormerOutput
+    from .hosts.swap import swap
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,14 +31,14 @@ register_once_imported()
 
 
 def __getattr__(name: str) -> Any:
-    """A public name; or one of the package's modules, as `sfvlm.roi` after `import sfvlm` alone."""
+    """A public name; or one of the package's modules, as `sfvlm.encoder.roi` after `import sfvlm` alone."""
     global ReducedTower, ReducedTowerConfig, SparseFormerConfig, SparseFormerModel, SparseFormerOutput, preset, swap
     if name in __all__:
-        from .configuration import SparseFormerConfig, preset
-        from .reduce import ReducedTower
-        from .reduce_config import ReducedTowerConfig
-        from .sparseformer import SparseFormerModel, SparseFormerOutput
-        from .swap_host import swap
+        from .alternatives.configuration import ReducedTowerConfig
+        from .alternatives.towers import ReducedTower
+        from .encoder.configuration import SparseFormerConfig, preset
+        from .encoder.sparseformer import SparseFormerModel, SparseFormerOutput
+        from .hosts.swap import swap
 
         return globals()[name]
     missing = AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,16 +1,14 @@
-"""The `sfvlm` command, and what all commands share: flags from dataclasses, and one clear sentence for bad input."""
+"""The `sfvlm` command: flags from dataclasses, and one clear sentence for bad input."""
 
 import importlib
-import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
-from .errors import NotWritten, of_files
+from .util.console import say, write_no_more
+from .util.errors import of_files
 
 Options = TypeVar("Options")
 
@@ -58,26 +56,6 @@ def _options(name: str) -> type:
     return getattr(importlib.import_module(f"sfvlm.commands.options.{name}"), COMMANDS[name][0])
 
 
-def say(text: str) -> None:
-    """Prints for people, once over all processes."""
-    if os.environ.get("RANK", "0") == "0" and sys.stdout is not None:
-        text = text.encode(errors="surrogateescape").decode(errors="replace")  # names of files may be no UTF-8
-        encoding = sys.stdout.encoding or "utf-8"
-        try:
-            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-            sys.stdout.flush()
-        except OSError as error:
-            _write_no_more()
-            if not isinstance(error, BrokenPipeError):  # who reads no further may still want the files
-                raise NotWritten(Path("The standard output"), error.strerror or str(error)) from error
-
-
-def _write_no_more() -> None:
-    """Sends what is still to be said nowhere: Python would fail over it once more when it ends."""
-    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
-
-
 def run(action: Callable[[Any], None], options: type[Options], arguments: list[str] | None = None) -> None:
     """Parses flags into `options` and acts; bad input ends with one sentence and exit code 2, Ctrl-C with 130.
 
@@ -117,5 +95,5 @@ def _parsed(options: type[Options], arguments: list[str] | None) -> Options:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BrokenPipeError:
-        _write_no_more()
+        write_no_more()
         raise SystemExit(0) from None

@@ -23,8 +23,8 @@ def register() -> None:
     """Registers the configurations now, which imports transformers."""
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    from .configuration import SparseFormerConfig
-    from .reduce_config import ReducedTowerConfig
+    from .alternatives.configuration import ReducedTowerConfig
+    from .encoder.configuration import SparseFormerConfig
 
     for config in (SparseFormerConfig, ReducedTowerConfig):
         AutoConfig.register(config.model_type, config, exist_ok=True)

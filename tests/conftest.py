@@ -15,8 +15,8 @@ import torch
 from tiny import randomize
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from sfvlm.scenes import render_scene
-from sfvlm.speed_shapes import CLIPS
+from sfvlm.photos.scenes import render_scene
+from sfvlm.speed.shapes import CLIPS
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -137,7 +137,7 @@ def swapped_folder(hosts: dict[str, Path], tmp_path_factory: pytest.TempPathFact
     """The tiny LLaVA with a tower of 49 tokens."""
     from tiny_hosts import tiny_tower
 
-    from sfvlm.swap_host import swap_folder
+    from sfvlm.hosts.swap import swap_folder
 
     out = tmp_path_factory.mktemp("swapped") / "llava-49"
     swap_folder(hosts["llava"], tiny_tower(), out)

@@ -11,8 +11,8 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 sys.path.append(str(Path(__file__).resolve().parents[1] / "demo"))
 
-from sfvlm.ranking import Ranker
-from sfvlm.sides import Sides
+from sfvlm.evaluate.ranking import Ranker
+from sfvlm.look.sides import Sides
 
 
 @contextmanager

@@ -13,13 +13,20 @@ from pathlib import Path
 import pytest
 
 import sfvlm
-from sfvlm.chat import open_host
-from sfvlm.cli import run, say
-from sfvlm.errors import NotWritten
-from sfvlm.swap_folders import swap_folder
-from sfvlm.vqa_retained import SCORES, read_scores
+from sfvlm.cli import run
+from sfvlm.hosts.folders import swap_folder
+from sfvlm.hosts.host import open_host
+from sfvlm.util.console import say
+from sfvlm.util.errors import NotWritten
+from sfvlm.vqa.retained import SCORES, read_scores
 
-PROGRAM = "from sfvlm.cli import run, say\nfrom dataclasses import dataclass\n@dataclass\nclass Options: pass\n"
+PROGRAM = """
+from dataclasses import dataclass
+from sfvlm.cli import run
+from sfvlm.util.console import say
+@dataclass
+class Options: pass
+"""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tiny import tiny_model
 
-from sfvlm.export import image_processor
+from sfvlm.encoder.folder import image_processor
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -13,9 +13,9 @@ from tiny_hosts import tiny_tower
 from transformers import AutoModel
 
 import sfvlm
-from sfvlm.reduce import reduce
-from sfvlm.reduce_config import ReducedTowerConfig
-from sfvlm.teachers import open_teacher
+from sfvlm.alternatives.configuration import ReducedTowerConfig
+from sfvlm.alternatives.towers import reduce
+from sfvlm.teachers.open import open_teacher
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,7 +45,7 @@ import sfvlm
 assert not {"torch", "transformers", "numpy"} & set(sys.modules)
 looked_up = importlib.util.find_spec("sfvlm.registration")
 from transformers import AutoConfig
-assert "sfvlm.sparseformer" not in sys.modules and "transformers.modeling_utils" not in sys.modules
+assert "sfvlm.encoder.sparseformer" not in sys.modules and "transformers.modeling_utils" not in sys.modules
 
 models = importlib.import_module("transformers").AutoModel
 for folder, name in zip(sys.argv[1:], ("SparseFormer", "Reduced"), strict=True):
@@ -75,7 +75,7 @@ import sys
 from transformers import AutoConfig, AutoModel, LlavaForConditionalGeneration
 assert "sparseformer" not in AutoConfig.for_model.__globals__["CONFIG_MAPPING"]
 import sfvlm
-assert "sfvlm.sparseformer" not in sys.modules
+assert "sfvlm.encoder.sparseformer" not in sys.modules
 host, *towers = sys.argv[1:]
 assert type(LlavaForConditionalGeneration.from_pretrained(host).model.vision_tower).__name__ == "SparseFormerModel"
 for folder, name in zip(towers, ("SparseFormer", "Reduced"), strict=True):
@@ -139,7 +139,7 @@ sys.meta_path.insert(0, Meanwhile())
 import transformers.modeling_utils
 for each in threads:
     each.join()
-assert "sfvlm" in sys.modules and "sfvlm.sparseformer" not in sys.modules
+assert "sfvlm" in sys.modules and "sfvlm.encoder.sparseformer" not in sys.modules
 from transformers import AutoModel, LlavaForConditionalGeneration
 assert type(LlavaForConditionalGeneration.from_pretrained(host).model.vision_tower).__name__ == "SparseFormerModel"
 for folder in folders:
@@ -155,10 +155,10 @@ for folder in folders:
 
 def test_public_names_are_what_they_say_with_all_modules_there() -> None:
     names: dict[str, object] = {}
-    exec("import sfvlm.swap_host, sfvlm.reduce, sfvlm.showlab\nfrom sfvlm import *", names)
+    exec("import sfvlm.hosts.swap, sfvlm.alternatives.towers, sfvlm.encoder.showlab\nfrom sfvlm import *", names)
     assert set(sfvlm.__all__) <= set(names) & set(dir(sfvlm))
     assert [getattr(names[each], "__name__", None) for each in sfvlm.__all__] == sfvlm.__all__
-    assert sfvlm.showlab is sys.modules["sfvlm.showlab"]
+    assert sfvlm.encoder.showlab is sys.modules["sfvlm.encoder.showlab"]
 
 
 def test_no_public_name_is_a_modules_too() -> None:

@@ -2,8 +2,8 @@
 
 import torch
 
-from sfvlm.configuration import SparseFormerConfig
-from sfvlm.sparseformer import SparseFormerModel
+from sfvlm.encoder.configuration import SparseFormerConfig
+from sfvlm.encoder.sparseformer import SparseFormerModel
 
 
 def randomize(module: torch.nn.Module, seed: int = 0, scale: float = 0.1) -> torch.nn.Module:

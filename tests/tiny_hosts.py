@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from sfvlm import SparseFormerConfig, SparseFormerModel
-from sfvlm.scenes import render_scene
+from sfvlm.photos.scenes import render_scene
 
 SIDE = 56
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sfvlm.images import Photos
+from sfvlm.photos.sources import Photos
 
 
 def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:

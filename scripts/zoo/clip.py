@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTokenizer
 
-from sfvlm.decode import UnreadablePhoto
-from sfvlm.devices import usable_device
-from sfvlm.files import write_text
-from sfvlm.images import names_hash
-from sfvlm.scene_texts import CLASS_NAMES, COLORS, SHAPES, class_prompt
-from sfvlm.teachers import Teacher, open_teacher
-from sfvlm.texts import fill, imagenet_names, imagenet_templates
-from sfvlm.views import EpochSampler, Selection, evaluation_view, normalize, training_view
+from sfvlm.evaluate.texts import fill, imagenet_names, imagenet_templates
+from sfvlm.photos.decode import UnreadablePhoto
+from sfvlm.photos.scene_texts import CLASS_NAMES, COLORS, SHAPES, class_prompt
+from sfvlm.photos.sources import names_hash
+from sfvlm.photos.views import EpochSampler, Selection, evaluation_view, normalize, training_view
+from sfvlm.teachers.open import Teacher, open_teacher
+from sfvlm.util.devices import usable_device
+from sfvlm.util.files import write_text
 
 from .clip_model import image_processor, new_clip, train_tokenizer
 from .llava_model import LAYER

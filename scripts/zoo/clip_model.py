@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from sfvlm.teachers import DenseTransformer
+from sfvlm.teachers.open import DenseTransformer
 
 CONSTANT = 6.0  # against the embedded tokens' standard deviation; larger is nearer, but coarser in half precision
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfvlm.files import write_text
+from sfvlm.util.files import write_text
 from zoo.sources import HELD_OUT, Data
 
 

@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPModel, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from sfvlm.decode import Photo
-from sfvlm.devices import usable_device
-from sfvlm.files import replacing, write_text
-from sfvlm.images import names_hash
-from sfvlm.views import EpochSampler, Selection, normalize
+from sfvlm.photos.decode import Photo
+from sfvlm.photos.sources import names_hash
+from sfvlm.photos.views import EpochSampler, Selection, normalize
+from sfvlm.util.devices import usable_device
+from sfvlm.util.files import replacing, write_text
 
 from .clip import HALF
 from .llava_model import IMAGE, LAYER, new_llava, new_processor, train_tokenizer

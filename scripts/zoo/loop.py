@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sfvlm.checkpoints import differences, list_checkpoints, load_checkpoint, save_checkpoint
-from sfvlm.files import make_folder, write_json
-from sfvlm.metrics_log import MetricsLog
-from sfvlm.optimization import rate_at
+from sfvlm.bootstrap.checkpoints import differences, list_checkpoints, load_checkpoint, save_checkpoint
+from sfvlm.bootstrap.metrics_log import MetricsLog
+from sfvlm.bootstrap.optimization import rate_at
+from sfvlm.util.files import make_folder, write_json
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfvlm.scene_texts import Box, SceneObject
+from sfvlm.photos.scene_texts import Box, SceneObject
 
 from .questions import sides_of
 

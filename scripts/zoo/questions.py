@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sfvlm.caption_objects import COCO_NAMES, objects_possible, times_shown
-from sfvlm.decode import Photo
-from sfvlm.scene_texts import SceneObject, scene_questions, with_article
-from sfvlm.vqa_questions import SHORT_ANSWER
-from sfvlm.vqa_sources import CAPTION_PROMPT, daquar_words
+from sfvlm.photos.caption_objects import COCO_NAMES, objects_possible, times_shown
+from sfvlm.photos.decode import Photo
+from sfvlm.photos.scene_texts import SceneObject, scene_questions, with_article
+from sfvlm.vqa.questions import SHORT_ANSWER
+from sfvlm.vqa.sources import CAPTION_PROMPT, daquar_words
 
 Turn = tuple[str, str]
 

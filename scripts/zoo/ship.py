@@ -4,9 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfvlm.files import write_json
-from sfvlm.packing import store_half, store_without_tower
-from sfvlm.zoo import WEIGHTS, shipped
+from sfvlm.util.files import write_json
+from sfvlm.zoo.names import WEIGHTS, shipped
+from sfvlm.zoo.packing import store_half, store_without_tower
 
 CARD = "README.md"
 PATHS = ("teacher", "started_from", "source", "leave_out", "host_prompts", "teacher_cache")
@@ -46,7 +46,7 @@ def ship(options: ShipOptions) -> None:
     """Stores the given models. A card that describes an earlier one has to be written anew.
 
     Raises:
-        ValueError: All shipped models together are too large; or as the functions of `sfvlm.packing`.
+        ValueError: All shipped models together are too large; or as the functions of `sfvlm.zoo.packing`.
     """
     cards = {folder: (folder / CARD).read_bytes() for folder in WEIGHTS.iterdir() if (folder / CARD).is_file()}
     if options.clip is not None:

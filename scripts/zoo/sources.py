@@ -13,10 +13,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sfvlm.decode import UnreadablePhoto
-from sfvlm.images import Photos, names_hash, open_photos, readable
-from sfvlm.views import Selection, evaluation_view
-from sfvlm.vqa_sources import COCO_HELD_OUT, DAQUAR_HELD_OUT, photo_split
+from sfvlm.photos.decode import UnreadablePhoto
+from sfvlm.photos.sources import Photos, names_hash, open_photos, readable
+from sfvlm.photos.views import Selection, evaluation_view
+from sfvlm.vqa.sources import COCO_HELD_OUT, DAQUAR_HELD_OUT, photo_split
 
 CLIP_SCENES, LLAVA_SCENES = 1000, 1001  # seeds of training scenes; every other seed is free for measuring
 CAPTIONED = ("flickr8k-train-{000..002}.tar", "coco-boxes-000.tar")

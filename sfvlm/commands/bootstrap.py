@@ -7,18 +7,18 @@ from typing import Any
 
 import torch
 
-from ..alignment import for_host
-from ..bootstrap import SKIPPED, bootstrap
-from ..bootstrap_options import BootstrapOptions
-from ..chat import open_host
-from ..cli import say
-from ..configuration import CHOICE, SparseFormerConfig
-from ..export import open_student
-from ..host_facts import read_host
-from ..inherit import check_descent, inherit, student_config, take_over
-from ..teachers import Teacher, check_own_tower, open_teacher
-from ..views import SkipLog
-from ..zoo import resolve
+from ..bootstrap.alignment import for_host
+from ..bootstrap.options import BootstrapOptions
+from ..bootstrap.run import SKIPPED, bootstrap
+from ..encoder.configuration import CHOICE, SparseFormerConfig
+from ..encoder.folder import open_student
+from ..hosts.facts import read_host
+from ..hosts.host import open_host
+from ..photos.views import SkipLog
+from ..teachers.inherit import check_descent, inherit, student_config, take_over
+from ..teachers.open import Teacher, check_own_tower, open_teacher
+from ..util.console import say
+from ..zoo.names import resolve
 from .opening import open_and_say
 from .options.bootstrap import BootstrapCommand
 

@@ -1,9 +1,9 @@
 """The command that draws where the tokens looked."""
 
-from ..cli import say
-from ..export import open_student
-from ..visualize import draw_focusing, save_picture
-from ..zoo import folder_of
+from ..encoder.folder import open_student
+from ..look.draw import draw_focusing, save_picture
+from ..util.console import say
+from ..zoo.names import folder_of
 from .opening import open_and_say
 from .options.boxes import BoxesCommand
 

@@ -1,7 +1,7 @@
 """The command that converts an original llava checkpoint into transformers' layout."""
 
-from ..cli import say
-from ..convert import MANIFEST, convert_original
+from ..hosts.llava.convert import MANIFEST, convert_original
+from ..util.console import say
 from .options.convert import ConvertCommand
 
 

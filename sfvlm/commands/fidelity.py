@@ -4,18 +4,18 @@ import shlex
 import sys
 from typing import Any
 
-from ..chat import open_host
-from ..cli import say
-from ..fidelity import Fidelity, measure_fidelity, passed_over
-from ..host_reader import HostReader
-from ..host_texts import Interview, read_prompts
-from ..named_towers import put_tower, split_tower
-from ..results import Row, aligned, check_json, check_once, short_names, write_results
-from ..sides import twin_of
-from ..subsets import spread
-from ..teachers import open_teacher
-from ..views import Selection
-from ..vqa_statistics import mean_interval, paired_comparison
+from ..bootstrap.host_texts import Interview, read_prompts
+from ..evaluate.fidelity import Fidelity, measure_fidelity, passed_over
+from ..hosts.host import open_host
+from ..hosts.named_towers import put_tower, split_tower
+from ..hosts.reader import HostReader
+from ..look.sides import twin_of
+from ..photos.views import Selection
+from ..teachers.open import open_teacher
+from ..util.console import say
+from ..util.results import Row, aligned, check_json, check_once, short_names, write_results
+from ..util.statistics import mean_interval, paired_comparison
+from ..util.subsets import spread
 from .opening import open_and_say
 from .options.fidelity import FidelityCommand
 

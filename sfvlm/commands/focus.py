@@ -3,12 +3,12 @@
 import shlex
 import sys
 
-from ..cli import say
-from ..focus import Case, ask_crops, ask_scenes, scene_cases
-from ..results import Row, check_json, write_results
-from ..sides import open_sides
-from ..vqa import compare, measure, result_row
-from ..vqa_metrics import Score
+from ..look.focus import Case, ask_crops, ask_scenes, scene_cases
+from ..look.sides import open_sides
+from ..util.console import say
+from ..util.results import Row, check_json, write_results
+from ..vqa.ask import compare, measure, result_row
+from ..vqa.metrics import Score
 from .options.focus import FocusCommand
 from .vqa import vqa_table
 

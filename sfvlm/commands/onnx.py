@@ -1,9 +1,9 @@
 """The command that writes an encoder as an .onnx file."""
 
-from ..cli import say
-from ..export import open_student
-from ..onnx_export import check_packages, export_onnx
-from ..zoo import folder_of
+from ..encoder.folder import open_student
+from ..onnx.export import check_packages, export_onnx
+from ..util.console import say
+from ..zoo.names import folder_of
 from .options.onnx import OnnxCommand
 
 

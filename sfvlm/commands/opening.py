@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cli import say
-from ..images import Photos, open_photos
+from ..photos.sources import Photos, open_photos
+from ..util.console import say
 
 
 def open_and_say(sources: str | Path | Sequence[str | Path]) -> Photos:

@@ -4,11 +4,11 @@ import shlex
 import sys
 from dataclasses import asdict
 
-from ..cli import say
-from ..files import write_json
-from ..results import aligned, check_json, provenance
-from ..vqa_retained import BenchmarkScores, Retained, is_scores, left_out, read_scores, retained
-from ..vqa_statistics import Interval
+from ..util.console import say
+from ..util.files import write_json
+from ..util.results import aligned, check_json, provenance
+from ..util.statistics import Interval
+from ..vqa.retained import BenchmarkScores, Retained, is_scores, left_out, read_scores, retained
 from .options.retained import RetainedCommand
 
 GUESSED = ("pope", "pope-like", "pope-captions")  # yes or no, as often: who guesses is right half of the time

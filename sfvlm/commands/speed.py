@@ -12,29 +12,29 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..accelerate import check_possible
-from ..bootstrap_options import BootstrapOptions
-from ..chat import check_host, open_host
-from ..cli import say
-from ..devices import usable_device
-from ..images import Photos, readable
-from ..inherit import student_config
-from ..reduce import REDUCE
-from ..results import short_names
-from ..speed import Row, cost_table, machine, write_costs
-from ..speed_encoders import SUITE_BUDGETS, Encoder, Encoders, dense_base, encoder_name, open_dense, suite
-from ..speed_energy import open_meter
-from ..speed_hosts import Subject, check_numbers, host_facts, host_subject, measure_hosts
-from ..speed_plots import check_plot, plot_quality, plot_scaling
-from ..speed_rounds import Ceilings, measure_encoders
-from ..speed_scaling import (
+from ..alternatives.towers import REDUCE
+from ..bootstrap.options import BootstrapOptions
+from ..encoder.accelerate import check_possible
+from ..hosts.host import check_host, open_host
+from ..photos.sources import Photos, readable
+from ..speed.encoders import SUITE_BUDGETS, Encoder, Encoders, dense_base, encoder_name, open_dense, suite
+from ..speed.energy import open_meter
+from ..speed.hosts import Subject, check_numbers, host_facts, host_subject, measure_hosts
+from ..speed.measure import Row, cost_table, machine, write_costs
+from ..speed.plots import check_plot, plot_quality, plot_scaling
+from ..speed.rounds import Ceilings, measure_encoders
+from ..speed.scaling import (
     SCALING_BATCH_SIZES,
     SCALING_BUDGETS,
     fits,
     measure_panel,
     scaling_panels,
 )
-from ..speed_shapes import open_shape, shape_named
+from ..speed.shapes import open_shape, shape_named
+from ..teachers.inherit import student_config
+from ..util.console import say
+from ..util.devices import usable_device
+from ..util.results import short_names
 from .opening import open_and_say
 from .options.speed import SpeedCommand
 
@@ -284,7 +284,7 @@ def _measure_scaling(report: Report) -> None:
 
 def _measure_bootstrap(report: Report) -> None:
     """A run at every batch size."""
-    from ..speed_bootstrap import measure_bootstrap  # trains, which needs more packages than measuring
+    from ..speed.bootstrap import measure_bootstrap  # trains, which needs more packages than measuring
 
     command, device = report.command, report.device
     assert command.bootstrap is not None

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from ..cli import say
-from ..files import check_absent
-from ..reduce import REDUCE, reduce_host
-from ..swap_folders import swap_folder, undo_folder
-from ..zoo import folder_of, resolve
+from ..alternatives.towers import REDUCE, reduce_host
+from ..hosts.folders import swap_folder, undo_folder
+from ..util.console import say
+from ..util.files import check_absent
+from ..zoo.names import folder_of, resolve
 from .options.swap import SwapCommand
 
 

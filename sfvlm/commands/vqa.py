@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
-from ..chat import Host, check_host, open_host
-from ..choices import SCENE_TEST_SEED
-from ..cli import say
-from ..decode import UnreadablePhoto
-from ..devices import usable_device
-from ..named_towers import put_tower, split_tower
-from ..results import Row, aligned, check_json, check_once, short_names, write_results
-from ..sides import twin_of
-from ..vqa import (
+from ..hosts.host import Host, check_host, open_host
+from ..hosts.named_towers import put_tower, split_tower
+from ..look.sides import twin_of
+from ..photos.decode import UnreadablePhoto
+from ..util.choices import SCENE_TEST_SEED
+from ..util.console import say
+from ..util.devices import usable_device
+from ..util.results import Row, aligned, check_json, check_once, short_names, write_results
+from ..vqa.answers import Run, Shard, answer_names, merge_shards, read_answers, run_of
+from ..vqa.ask import (
     BENCHMARKS,
     RULES,
     ask,
@@ -32,11 +33,10 @@ from ..vqa import (
     rule_of,
     run_by,
 )
-from ..vqa_answers import Run, Shard, answer_names, merge_shards, read_answers, run_of
-from ..vqa_metrics import Score
-from ..vqa_photos import NamedPhotos, SourcePhotos, TablePhotos, check_photos
-from ..vqa_questions import Question
-from ..vqa_retained import write_scores
+from ..vqa.metrics import Score
+from ..vqa.photos import NamedPhotos, SourcePhotos, TablePhotos, check_photos
+from ..vqa.questions import Question
+from ..vqa.retained import write_scores
 from .opening import open_and_say
 from .options.vqa import VqaCommand
 

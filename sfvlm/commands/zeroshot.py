@@ -9,19 +9,12 @@ from typing import TypeVar
 
 from torch import nn
 
-from ..accelerate import example_pixels
-from ..class_names import read_classes
-from ..cli import say
-from ..controls import cost, make_controls
-from ..devices import usable_device
-from ..export import open_student
-from ..files import read_json, read_templates
-from ..results import check_json, short_names, table, write_results
-from ..sparseformer import SparseFormerModel
-from ..teachers import Teacher, open_teacher
-from ..texts import open_text_encoder
-from ..views import view_settings
-from ..zeroshot import (
+from ..alternatives.controls import cost, make_controls
+from ..encoder.accelerate import example_pixels
+from ..encoder.folder import open_student
+from ..encoder.sparseformer import SparseFormerModel
+from ..evaluate.texts import open_text_encoder
+from ..evaluate.zeroshot import (
     Candidate,
     Classes,
     EvaluationViews,
@@ -29,7 +22,14 @@ from ..zeroshot import (
     evaluate,
     open_evaluation_photos,
 )
-from ..zoo import resolve
+from ..photos.class_names import read_classes
+from ..photos.views import view_settings
+from ..teachers.open import Teacher, open_teacher
+from ..util.console import say
+from ..util.devices import usable_device
+from ..util.files import read_json, read_templates
+from ..util.results import check_json, short_names, table, write_results
+from ..zoo.names import resolve
 from .options.zeroshot import ZeroShotCommand
 
 Content = TypeVar("Content")

@@ -1,7 +1,7 @@
 """The command that lists and fetches named weights."""
 
-from ..cli import say
-from ..zoo import folder_of, listing
+from ..util.console import say
+from ..zoo.names import folder_of, listing
 from .options.zoo import ZooCommand
 
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from ...bootstrap_options import BootstrapOptions
-from ...choices import Focusing
+from ...bootstrap.options import BootstrapOptions
+from ...util.choices import Focusing
 
 
 def _first_run() -> BootstrapOptions:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...choices import SCENE_TEST_SEED
+from ...util.choices import SCENE_TEST_SEED
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ...choices import SCALING_IMAGE_SIZES, SPEED_PROMPT
+from ...util.choices import SCALING_IMAGE_SIZES, SPEED_PROMPT
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ...choices import Negatives, Split
+from ...util.choices import Negatives, Split
 
 
 @dataclass(frozen=True)

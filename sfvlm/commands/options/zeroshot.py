@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...choices import Task
+from ...util.choices import Task
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ZeroShotCommand:
     num_tokens: list[int] = field(default_factory=list)
     """Budgets; default each model's own."""
     accelerate: list[str] = field(default_factory=list)
-    """Ways of `sfvlm.accelerate`, such as int8: each model is measured like that too, beside itself."""
+    """Ways of `sfvlm.encoder.accelerate`, such as int8: each model is measured like that too, beside itself."""
     image_size: int | None = None
     """Side of the photos in pixels; default the models', or the teacher's without any."""
     crop_pct: float | None = None

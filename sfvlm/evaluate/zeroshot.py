@@ -1,0 +1,350 @@
+"""Zero-shot evaluation: photos and texts to classification, retrieval, and how near a model stays to its teacher.
+
+    photos -> encode_all -> pooled (N, E), logits (N, K) --+
+                                                           +-> classify | retrieve, and fidelity -> numbers by name
+    names, templates -> TextEncoder.classifier -> (E, K) --+
+
+Shapes: B batch, N photos, T texts, K classes, E width of the shared space.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..encoder.sparseformer import SparseFormerModel
+from ..photos.decode import UnreadablePhoto
+from ..photos.folders import NoLabels
+from ..photos.scene_texts import CLASS_NAMES, class_prompt
+from ..photos.sources import FolderPhotos, Photos, ScenePhotos, open_photos
+from ..photos.views import check_crop, evaluation_view, normalize
+from ..teachers.open import TeacherOutput
+from ..util.choices import Task
+from ..util.results import Row
+from ..util.subsets import spread
+from .classes import Classes, absent_classes, mapped_labels, resolve_classes
+from .metrics import (
+    Encoded,
+    Numbers,
+    classification_metrics,
+    confidence_interval,
+    fidelity,
+    nearest,
+    retrieval_metrics,
+)
+from .texts import Template, TextEncoder, imagenet_templates
+
+
+class Student(nn.Module):
+    """A SparseFormer at one budget, speaking as its teacher does: (B, 3, H, W) -> TeacherOutput."""
+
+    def __init__(self, model: SparseFormerModel, num_tokens: int) -> None:
+        super().__init__()
+        self.model, self.num_tokens, self.has_cls_token = model, num_tokens, model.config.has_cls_token
+
+    def forward(self, pixels: Tensor) -> TeacherOutput:
+        output = self.model(pixels, num_tokens=self.num_tokens, output_hidden_states=True)
+        return TeacherOutput(output.pooler_output, output.logits, output.hidden_states)
+
+
+class EvaluationViews(Dataset[dict[str, Any]]):
+    """The centres of photos, with labels and captions; broken photos give a reason instead of pixels.
+
+    Args:
+        photos: From `open_photos`.
+        image_size: Side of the views.
+        limit: At most so many, spread evenly over all: photos are often sorted by class.
+        crop_pct: Share of the shortest side that the view shows.
+        squash: Whether the models see photos squashed to the square.
+        interpolation, rounding: As `evaluation_view` takes them.
+    """
+
+    def __init__(
+        self,
+        photos: Photos,
+        image_size: int,
+        limit: int | None = None,
+        crop_pct: float = 1.0,
+        *,
+        squash: bool = False,
+        interpolation: Image.Resampling = Image.Resampling.BICUBIC,
+        rounding: str = "even",
+    ) -> None:
+        check_crop(crop_pct)  # here, because from another process an error comes with all its lines
+        self.photos = photos
+        self.view = partial(
+            evaluation_view,
+            image_size=image_size,
+            crop_pct=crop_pct,
+            interpolation=interpolation,
+            squash=squash,
+            rounding=rounding,
+        )
+        self.indices = spread(len(photos), limit)
+        if not self.indices:
+            raise ValueError(f"limit is {limit}; an evaluation needs at least 1 photo.")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        index = self.indices[item]
+        try:
+            photo = self.photos[index]
+        except UnreadablePhoto as error:
+            return {"key": error.key, "reason": error.reason}
+        pixels = self.view(photo.image)  # (3, S, S) uint8
+        said = {"key": photo.key, "label": photo.label, "captions": photo.captions, "unread": photo.unread}
+        return {"index": index, "pixels": pixels, **said}
+
+
+@torch.no_grad()
+def encode_all(
+    model: Callable[[Tensor], TeacherOutput],
+    views: EvaluationViews,
+    mean_std: tuple[Sequence[float], Sequence[float]],
+    *,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+    title: str = "photos",
+) -> Encoded:
+    """One pass over the photos: a teacher, control or `Student` on `device` to what it says of each.
+
+    Raises:
+        ValueError: No photo can be read.
+    """
+    pooled, logits, read, skipped = [], [], [], []
+    loader = DataLoader(views, batch_size, collate_fn=list, num_workers=workers)
+    with tqdm(total=len(views), desc=title, unit="photo") as bar:
+        for batch in loader:
+            good = [view for view in batch if "pixels" in view]
+            skipped += [view for view in batch if "pixels" not in view]
+            if good:
+                pixels = torch.stack([view.pop("pixels") for view in good]).to(device)
+                output = model(normalize(pixels, *mean_std))
+                pooled.append(output.pooled.float().cpu())
+                logits += [] if output.logits is None else [output.logits.float().cpu()]
+            read += good
+            bar.update(len(batch))
+    if not read:
+        raise ValueError(f"None of the {len(views)} photos is readable; {skipped[0]['key']}: {skipped[0]['reason']}.")
+    return Encoded(
+        pooled=torch.cat(pooled),
+        logits=torch.cat(logits) if logits else None,
+        index=torch.tensor([view["index"] for view in read]),
+        labels=tuple(view["label"] for view in read),
+        captions=tuple(view["captions"] for view in read),
+        skipped=tuple(skipped),
+        unread=tuple({"key": view["key"], **view["unread"]} for view in read if view["unread"]),
+    )
+
+
+def open_evaluation_photos(source: str) -> Photos:
+    """Opens photos with what labels there are: a folder's subfolders are its classes, if every photo is in one.
+
+    Why there are no labels is among the remarks.
+
+    Raises:
+        ValueError: There are no photos.
+    """
+    try:
+        labelled = open_photos(source, labelled=True)
+    except NoLabels as error:
+        every = open_photos(source)
+        every.notes += (str(error),)
+        return every
+    if any(isinstance(each, FolderPhotos) for each in labelled.sources):
+        every = open_photos(source)
+        if beside := len(every) - len(labelled):
+            every.notes += (
+                f"{beside} of the {len(every)} photos of {source} lie beside its class folders, so that none has a label: move them "
+                "for a classification.",
+            )
+            return every
+    return labelled
+
+
+def class_names_of(photos: Photos) -> tuple[str, ...] | None:
+    """The names the source itself gives its classes."""
+    if all(isinstance(source, ScenePhotos) for source in photos.sources):
+        return tuple(CLASS_NAMES)
+    return photos.class_names
+
+
+def templates_of(photos: Photos) -> tuple[Template, ...]:
+    """The sentences for the source's class names: its own, or the 80 of CLIP."""
+    if all(isinstance(source, ScenePhotos) for source in photos.sources):
+        return (class_prompt,)
+    return photos.templates or imagenet_templates()
+
+
+def classify(
+    encoded: Encoded, classifier: Tensor | None, class_indices: Sequence[int] | None
+) -> tuple[Numbers, Tensor]:
+    """Classification through a text classifier (E, K), or the model's own: numbers, and first choices (N,).
+
+    With `class_indices` (label -> class), `acc1_restricted` chooses among the listed classes alone.
+
+    Raises:
+        ValueError: Labels do not fit, or there is no classifier of either kind.
+    """
+    scores = encoded.logits if classifier is None else F.normalize(encoded.pooled, dim=-1) @ classifier
+    if scores is None:
+        raise ValueError("The teacher has neither a text tower nor a classifier, so that photos cannot be classified.")
+    labels = mapped_labels(encoded.labels, class_indices, scores.shape[-1])
+    choices = scores.argmax(dim=-1)
+    numbers = classification_metrics(scores, labels)
+    numbers["acc1_low"], numbers["acc1_high"] = confidence_interval(choices == labels)
+    if class_indices is not None:
+        listed = torch.tensor(sorted({index for index in class_indices if index >= 0}))
+        numbers["acc1_restricted"] = (listed[scores[:, listed].argmax(-1)] == labels).double().mean().item()
+    return numbers, choices
+
+
+def retrieve(encoded: Encoded, texts: Tensor, owner: Tensor) -> tuple[Numbers, Tensor]:
+    """Retrieval between photos and captions (T, E) owned by photos (T,): numbers, each photo's first caption (N,)."""
+    return retrieval_metrics(encoded.pooled, texts, owner), torch.cat(nearest(encoded.pooled, texts, 1))[:, 0]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be measured: the teacher, a `Student` or a control, with what is known of it already."""
+
+    name: str
+    pretrained: str  # where its weights come from
+    module: nn.Module
+    cost: Numbers  # tokens, mean_tokens, gmacs
+
+
+class Evaluation(NamedTuple):
+    """What was measured, on what not, and what was assumed."""
+
+    rows: list[Row]
+    skipped: tuple[dict[str, str], ...]  # {"key", "reason"} of each broken photo
+    remarks: tuple[str, ...]  # sentences
+
+
+def evaluate(
+    candidates: Sequence[Candidate],
+    views: EvaluationViews,
+    mean_std: tuple[Sequence[float], Sequence[float]],
+    text: Callable[[], TextEncoder | None],
+    *,
+    dataset: str = "photos",
+    task: Task = "auto",
+    classes: Classes | None = None,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+) -> Evaluation:
+    """Measures all candidates on the same views, the first of which is the teacher.
+
+    Raises:
+        ValueError: The photos do not fit the task, or the candidates one another.
+    """
+    encode = partial(encode_all, views=views, mean_std=mean_std, batch_size=batch_size, device=device, workers=workers)
+    teacher = encode(candidates[0].module, title=candidates[0].name)
+    remarks = list(views.photos.remarks)
+    name, measure = choose_task(task, teacher, views.photos, text, classes or Classes(), remarks)
+    teacher_choices = None
+    rows: list[Row] = []
+    for candidate in candidates:
+        encoded = encode(candidate.module, title=candidate.name) if rows else teacher
+        # Before the task, which would only stumble over what this explains.
+        near = fidelity(encoded, teacher, None)
+        numbers, choices = measure(encoded)
+        teacher_choices = teacher_choices if rows else choices
+        if choices is not None and teacher_choices is not None:
+            near = fidelity(encoded, teacher, (choices, teacher_choices))
+        metrics = {**numbers, **near, **candidate.cost, "photos": len(encoded.index), "skipped": len(encoded.skipped)}
+        rows.append(
+            {
+                "dataset": dataset,
+                "model": candidate.name,
+                "pretrained": candidate.pretrained,
+                "task": name,
+                "metrics": metrics,
+                "language": "en",
+            }
+        )
+    return Evaluation(rows, teacher.skipped, tuple(remarks))
+
+
+def choose_task(
+    task: Task,
+    teacher: Encoded,
+    photos: Photos,
+    text: Callable[[], TextEncoder | None],
+    classes: Classes,
+    remarks: list[str],
+) -> tuple[str, Callable[[Encoded], tuple[Numbers, Tensor | None]]]:
+    """The task's name in result files, and what measures it: labels come first, then captions, then the teacher alone.
+
+    `remarks` receives what is assumed.
+
+    Raises:
+        ValueError: What the task needs is not there.
+    """
+    labelled = any(label is not None for label in teacher.labels)
+    captioned = any(teacher.captions)
+    has_classifier = teacher.logits is not None
+    if task in ("auto", "classification"):
+        _check_read("label", teacher, "--task retrieval or fidelity")
+    if task == "auto":
+        can_classify = labelled and (has_classifier or text() is not None)
+        task = "classification" if can_classify else "retrieval" if captioned and text() is not None else "fidelity"
+        if task == "fidelity" and (lost := _unread("captions", teacher)):
+            remarks.append(lost)
+    if task == "classification":
+        if not labelled:
+            raise ValueError(
+                f"The photos of {', '.join(photos.origins)} have no labels: put each class into a folder of its own."
+            )
+        encoder = None if has_classifier else text()
+        outputs = teacher.logits.shape[-1] if teacher.logits is not None else None
+        names, indices = resolve_classes(class_names_of(photos), classes, outputs, remarks)
+        remarks += absent_classes(teacher.labels, names, indices, outputs)
+        classifier = None
+        if encoder is not None and names is not None:
+            classifier = encoder.classifier(names, classes.templates or templates_of(photos))
+        name = "classification" if has_classifier else "zeroshot_classification"
+        return name, partial(classify, classifier=classifier, class_indices=indices)
+    if task == "retrieval":
+        encoder = text()
+        _check_read("captions", teacher, "--task fidelity")
+        if not captioned or encoder is None:
+            what = "The teacher has no text tower" if encoder is None else "The photos have no captions"
+            raise ValueError(f"{what}, so that there is no retrieval to measure.")
+        if bare := sum(not captions for captions in teacher.captions):
+            remarks.append(
+                f"{bare} of the {len(teacher.captions)} photos have no caption: as queries, they count as misses."
+            )
+        texts = encoder([caption for captions in teacher.captions for caption in captions])
+        owner = torch.tensor([number for number, captions in enumerate(teacher.captions) for _ in captions])
+        return "zeroshot_retrieval", partial(retrieve, texts=texts, owner=owner)
+    return "fidelity", lambda encoded: ({}, None if encoded.logits is None else encoded.logits.argmax(-1))
+
+
+def _unread(what: str, encoded: Encoded) -> str:
+    """A sentence of the photos of which a "label" or "captions" are there but cannot be read; nothing where there are none."""
+    lost = [each for each in encoded.unread if what in each]
+    if not lost:
+        return ""
+    plural = "labels" if what == "label" else what
+    return (
+        f"The {plural} of {len(lost)} of the {len(encoded.index)} photos cannot be read, the first of {lost[0]['key']}: "
+        f"{lost[0][what]}."
+    )
+
+
+def _check_read(what: str, encoded: Encoded, way_out: str) -> None:
+    if lost := _unread(what, encoded):
+        raise ValueError(f"{lost} Repair them, or measure without them by {way_out}.")
