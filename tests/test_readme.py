@@ -16,11 +16,10 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_every_module_is_in_the_tree_with_a_line() -> None:
+def test_every_room_is_in_the_tree_with_a_line() -> None:
     tree = README.split("## The files")[1]
-    modules = {path.name for path in (ROOT / "sfvlm").glob("[!_]*.py")}
-    assert {name for name in modules if not re.search(rf"^\s+{re.escape(name)}\s+\w", tree, re.M)} == set()
-    assert {name for name in re.findall(r"^  (\w+\.py)", tree, re.M) if name not in modules} == set()
+    rooms = {path.name for path in (ROOT / "sfvlm").iterdir() if path.is_dir() and not path.name.startswith("_")}
+    assert set(re.findall(r"^  (\w+)/ +\w", tree, re.M)) == rooms
 
 
 def test_the_python_on_the_first_screen_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
