@@ -34,7 +34,7 @@ $(VENV)/installed: pyproject.toml
 integrations: $(VENV)/integrations
 
 $(VENV)/integrations: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --group integrations
+	$(BIN)/python -m pip install --quiet --group integrations --group browser
 	$(BIN)/python -m pip install --quiet --no-deps "$(LLAVA)"
 	touch $@
 

@@ -164,7 +164,7 @@ def test_public_names_are_what_they_say_with_all_modules_there() -> None:
 def test_no_public_name_is_a_modules_too() -> None:
     """Importing a module puts it into the package under its name, in the place of what was there."""
     modules = {each.name for each in pkgutil.iter_modules(sfvlm.__path__)}
-    assert "roi" in modules and not modules & set(sfvlm.__all__)
+    assert "encoder" in modules and not modules & set(sfvlm.__all__)
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
