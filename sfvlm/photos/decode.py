@@ -116,7 +116,7 @@ def decode_image(data: bytes, max_pixels: int, decode_hint: int | None = None) -
     try:
         image = _open(data)
     except Image.UnidentifiedImageError:
-        raise ValueError("not a JPEG, PNG, WEBP, TIFF, GIF, HEIC, AVIF or other image that Pillow opens") from None
+        raise ValueError("not a JPEG, PNG, WEBP, TIFF, GIF, HEIC, AVIF or other known image") from None
     except ImportError as error:
         raise ValueError(str(error)) from error
     except Exception as error:  # on corrupt bytes Pillow's readers raise nearly any exception
