@@ -6,7 +6,7 @@ from tiny import tiny_model
 
 from sfvlm.bootstrap.alignment import Target, align, anchor_targets, anchored_tokens, for_host, pooled_cosine
 from sfvlm.bootstrap.objective import Objective
-from sfvlm.bootstrap.targets import TeacherTargets
+from sfvlm.bootstrap.targets.teacher import TeacherTargets
 from sfvlm.encoder.sparseformer import SparseFormerOutput
 from sfvlm.teachers.inherit import inherit, student_config
 from sfvlm.teachers.open import open_teacher

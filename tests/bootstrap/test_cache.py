@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sfvlm.bootstrap.cache import TeacherCache
+from sfvlm.bootstrap.targets.cache import TeacherCache
 from sfvlm.util.errors import NotWritten
 
 

@@ -12,10 +12,13 @@ from transformers import AutoProcessor, CLIPVisionConfig, CLIPVisionModel, Llava
 
 from sfvlm import SparseFormerModel
 from sfvlm.bootstrap.alignment import Target, align, anchor_targets, answer_divergence, for_host
-from sfvlm.bootstrap.host_texts import LONGEST_ANSWER, Conversations, Interview, prompts_for, read_prompts
+from sfvlm.bootstrap.batches import pixels_of
 from sfvlm.bootstrap.objective import Objective
-from sfvlm.bootstrap.run import BootstrapOptions, _Run, bootstrap
-from sfvlm.bootstrap.targets import TeacherTargets
+from sfvlm.bootstrap.options import BootstrapOptions
+from sfvlm.bootstrap.run import bootstrap
+from sfvlm.bootstrap.targets.conversations import Conversations
+from sfvlm.bootstrap.targets.interview import LONGEST_ANSWER, Interview, prompts_for, read_prompts
+from sfvlm.bootstrap.targets.teacher import TeacherTargets
 from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
 from sfvlm.encoder.configuration import CLIP_MEAN
 from sfvlm.hosts.host import open_host
@@ -396,8 +399,11 @@ def test_the_tower_of_a_host_that_pads_learns_from_padded_photos(
     for index in range(4):
         Image.new("RGB", (90, 30), (0, 250 - index, 0)).save(tmp_path / "photos" / f"{index}.png")
     seen: list[torch.Tensor] = []
-    pixels = _Run._pixels
-    monkeypatch.setattr(_Run, "_pixels", lambda self, batch: seen.append(batch["pixels"]) or pixels(self, batch))
+    for place in ("step", "held_back"):
+        monkeypatch.setattr(
+            f"sfvlm.bootstrap.{place}.pixels_of",
+            lambda batch, *where: seen.append(batch["pixels"]) or pixels_of(batch, *where),
+        )
     run(host, tmp_path / "photos", tmp_path / "out", steps=1, crop_scale=(1.0, 1.0))
     colour = [int(255 * mean) for mean in CLIP_MEAN]
     assert len(seen) == 2  # a step, and the evaluation

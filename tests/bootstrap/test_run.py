@@ -19,12 +19,15 @@ from tiny_photos import write_tar
 
 from sfvlm import SparseFormerModel
 from sfvlm.bootstrap.alignment import align, for_host
-from sfvlm.bootstrap.cache import TeacherCache
 from sfvlm.bootstrap.checkpoints import list_checkpoints, save_checkpoint, uninterrupted
 from sfvlm.bootstrap.objective import Objective
+from sfvlm.bootstrap.optimization import rate_at
+from sfvlm.bootstrap.options import BootstrapOptions
 from sfvlm.bootstrap.photos import split_photos
-from sfvlm.bootstrap.run import BootstrapOptions, NonFiniteLoss, bootstrap, rate_at
-from sfvlm.bootstrap.targets import TeacherTargets
+from sfvlm.bootstrap.run import bootstrap
+from sfvlm.bootstrap.step import NonFiniteLoss
+from sfvlm.bootstrap.targets.cache import TeacherCache
+from sfvlm.bootstrap.targets.teacher import TeacherTargets
 from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
 from sfvlm.encoder.folder import open_student
 from sfvlm.hosts.host import open_host
@@ -420,7 +423,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_its_step(
         loss, parts = align(*given)
         return loss + (0 * loss).sqrt(), parts
 
-    monkeypatch.setattr("sfvlm.bootstrap.run.align", with_a_root_of_zero)
+    monkeypatch.setattr("sfvlm.bootstrap.step.align", with_a_root_of_zero)
     for clip_grad_norm in (0.0, 1.0):
         with pytest.raises(NonFiniteLoss, match="gradient's norm is nan at step 1 "):
             run(clip_folder, photo_folder, tmp_path / "out", save_every=1, clip_grad_norm=clip_grad_norm)
@@ -453,7 +456,7 @@ def test_a_second_ctrl_c_does_not_lose_what_the_first_one_saves(
         return save_checkpoint(*given)
 
     monkeypatch.setattr(TeacherTargets, "__call__", interrupted)
-    monkeypatch.setattr("sfvlm.bootstrap.run.save_checkpoint", save_under_another)
+    monkeypatch.setattr("sfvlm.bootstrap.checkpoints.save_checkpoint", save_under_another)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
