@@ -30,11 +30,6 @@ from sfvlm.teachers.open import open_teacher
 
 
 @pytest.fixture(scope="module")
-def llava(hosts: dict[str, Path]) -> Path:
-    return hosts["llava"]
-
-
-@pytest.fixture(scope="module")
 def host(llava: Path) -> Host:
     return open_host(llava, device="cpu")
 
