@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1.0/p' pyproject.toml)
 LLAVA := llava-torch==1.2.2.post1
 # What a host asks of a tower and of us.
-CONTRACTS := tests/hosts tests/encoder tests/teachers tests/alternatives tests/bootstrap/test_host_alignment.py \
+CONTRACTS := tests/hosts tests/encoder tests/teachers tests/alternatives tests/bootstrap/test_host_alignment.py tests/bootstrap/targets \
 	tests/test_registration.py
 # Tests run side by side, a core each.
 PYTEST := -m pytest -n auto

@@ -133,6 +133,12 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
+def llava(hosts: dict[str, Path]) -> Path:
+    """The tiny LLaVA, which reads CLIP at layer -2; copy it before changing it."""
+    return hosts["llava"]
+
+
+@pytest.fixture(scope="module")
 def swapped_folder(hosts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny LLaVA with a tower of 49 tokens."""
     from tiny_hosts import tiny_tower

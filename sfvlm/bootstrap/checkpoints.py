@@ -1,4 +1,4 @@
-"""Training checkpoints: folders that are whole or absent.
+"""Training checkpoints: folders that are whole or absent, and what a run saves in them and takes up again.
 
 A checkpoint is a folder `step-00001200` with the student's and the averaged weights (safetensors), the optimizer's state
 (a tensor pickle, opened with `weights_only=True`) and `state.json`.
@@ -10,14 +10,17 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..util.files import replacing
+from .learner import Learner
 
 PREFIX = "step-"
 
@@ -101,3 +104,61 @@ def load_checkpoint(
             f"The checkpoint {path} is damaged ({error}); remove it to resume from the one before."
         ) from error
     return tensors, optimizer, state
+
+
+@dataclass(frozen=True)
+class RunCheckpoints:
+    """The checkpoints of a run.
+
+    Attributes:
+        folder: Where they live.
+        learner: What is saved, and taken up again.
+        fingerprint: From `Origin.fingerprint`.
+        keep: How many to leave.
+        accelerator: Of this process.
+    """
+
+    folder: Path
+    learner: Learner
+    fingerprint: Mapping[str, Any]
+    keep: int
+    accelerator: Accelerator
+
+    def save(self) -> None:
+        """Where the learner is; on all processes at once, of which the first one writes."""
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        learner, scaler = self.learner, self.accelerator.scaler
+        tensors = {"student": learner.student.state_dict()}
+        if learner.average is not None:
+            tensors["averaged"] = learner.average.module.state_dict()
+        optimizer: dict[str, Any] = {"optimizer": learner.optimizer.state_dict()}
+        if scaler is not None:
+            optimizer["scaler"] = scaler.state_dict()
+        state = {"fingerprint": self.fingerprint}
+        save_checkpoint(self.folder, learner.step, tensors, optimizer, state, self.keep)
+
+    def take_up(self) -> None:
+        """Brings the learner to where the newest checkpoint is; without any, it stays before its first step.
+
+        Raises:
+            ValueError: The checkpoint is damaged, or of a run with other settings; each is named with both values.
+        """
+        learner, scaler = self.learner, self.accelerator.scaler
+        checkpoints = list_checkpoints(self.folder)
+        if not checkpoints:
+            return
+        tensors, optimizer, state = load_checkpoint(checkpoints[-1], self.accelerator.device)
+        then = {**self.fingerprint, **state["fingerprint"]}  # older ones say less
+        if changes := differences(then, self.fingerprint):
+            raise ValueError(
+                f"{checkpoints[-1]} was made with other settings ({changes}); give the same ones to resume."
+            )
+        learner.student.load_state_dict(tensors["student"])
+        if learner.average is not None:
+            learner.average.module.load_state_dict(tensors["averaged"])
+        learner.optimizer.load_state_dict(optimizer["optimizer"])
+        if scaler is not None:
+            scaler.load_state_dict(optimizer["scaler"])
+        learner.step = state["step"]

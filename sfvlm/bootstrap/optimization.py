@@ -1,13 +1,12 @@
-"""What an optimizer step changes, and by how much: rates over a run, parameter groups, LoRA, averaged weights."""
+"""What an optimizer step changes, and by how much: rates over a run, parameter groups, and what gets no gradient."""
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
+from ..encoder.configuration import SparseFormerConfig
 from ..encoder.sparseformer import SparseFormerModel
 from ..teachers.inherit import is_fresh
 from .objective import Objective
@@ -76,33 +75,11 @@ def freeze_unread(student: SparseFormerModel, objective: Objective, layers: Sequ
     return frozen
 
 
-def with_lora(student: SparseFormerModel, options: BootstrapOptions) -> nn.Module:
-    """Wraps the tuned blocks' matrices in LoRA; the focusing stage and the class token stay fully trained."""
-    from peft import LoraConfig, get_peft_model
-
-    trained = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
-    numbers = sorted({name.split(".")[1] for name in trained if name.startswith("blocks.")}, key=int)
-    if not numbers:
-        raise ValueError("tune is 'lora', but no block is tuned: tuned_blocks must be at least 1.")
-    targets = rf"blocks\.({'|'.join(numbers)})\.(attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)"
-    config = LoraConfig(r=options.lora_rank, lora_alpha=options.lora_rank, target_modules=targets)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        wrapped = get_peft_model(student, config)  # type: ignore[arg-type]
-    for name, parameter in wrapped.named_parameters():
-        plain = name.removeprefix("base_model.model.")
-        if plain in trained and not plain.startswith("blocks."):
-            parameter.requires_grad_(True)
-    return wrapped
-
-
-def without_lora(model: Any) -> SparseFormerModel:
-    """A plain model with the updates of `with_lora` merged in; what is given stays as it is."""
-    return copy.deepcopy(model).merge_and_unload()
-
-
-def running_average(model: nn.Module, options: BootstrapOptions) -> Any:
-    """A copy of the model whose weights follow it, slowly; timm's, so that `.module` is the copy."""
-    from timm.utils.model_ema import ModelEmaV3
-
-    return ModelEmaV3(model, decay=options.ema_decay, use_warmup=True)
+def sees_all_patches(config: SparseFormerConfig, options: BootstrapOptions) -> bool:
+    """Whether all blocks do at some budget: proportional attention then has nothing to add, and gets no gradient."""
+    if config.focusing != "chosen" or not config.proportional_attention:
+        return False
+    keeps_context = config.context_blocks == config.num_hidden_layers
+    budgets = options.budgets or (config.budget,)
+    seen = max(budget + keeps_context * config.context_size(budget) for budget in budgets)
+    return seen == config.teacher_grid**2

@@ -4,7 +4,7 @@ import shlex
 import sys
 from typing import Any
 
-from ..bootstrap.host_texts import Interview, read_prompts
+from ..bootstrap.targets.interview import Interview, read_prompts
 from ..evaluate.fidelity import Fidelity, measure_fidelity, passed_over
 from ..hosts.host import open_host
 from ..hosts.named_towers import put_tower, split_tower

@@ -19,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..bootstrap.alignment import word_divergence
-from ..bootstrap.host_texts import Conversations, Interview, distinct_names
+from ..bootstrap.targets.conversations import Conversations
+from ..bootstrap.targets.interview import Interview, distinct_names
 from ..hosts.reader import Texts
 from ..photos.decode import UnreadablePhoto
 from ..photos.showable import ShowablePhotos

@@ -1,13 +1,27 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_model
+from tiny_hosts import opened
+from tiny_runs import TURNS, photos_of
 
-from sfvlm.bootstrap.alignment import Target, align, anchor_targets, anchored_tokens, for_host, pooled_cosine
+from sfvlm.bootstrap.alignment import (
+    Target,
+    align,
+    anchor_targets,
+    anchored_tokens,
+    answer_divergence,
+    for_host,
+    pooled_cosine,
+)
 from sfvlm.bootstrap.objective import Objective
-from sfvlm.bootstrap.targets import TeacherTargets
+from sfvlm.bootstrap.targets.conversations import Conversations
+from sfvlm.bootstrap.targets.teacher import TeacherTargets
 from sfvlm.encoder.sparseformer import SparseFormerOutput
+from sfvlm.hosts.reader import HostReader
+from sfvlm.photos.views import ViewDataset, collate_views, normalize
 from sfvlm.teachers.inherit import inherit, student_config
 from sfvlm.teachers.open import open_teacher
 
@@ -76,3 +90,46 @@ def test_for_a_host_what_was_asked_for_stands_but_its_words_count() -> None:
     assert for_host(Objective(), -3) == Objective(pooled=0.0, tokens=1.0, layer=-3, projected=1.0, answers=1.0)
     asked = for_host(Objective(pooled=0.5, tokens=0.2, layer=-1, saliency=0.3, anchor="nearest"), -3)
     assert asked == Objective(0.5, 0.2, -1, projected=1.0, answers=1.0, saliency=0.3, anchor="nearest")
+
+
+@pytest.mark.parametrize(
+    ("focusing", "anchor"), [("inherited", "average"), ("inherited", "nearest"), ("chosen", "average")]
+)
+def test_at_the_full_grid_an_untrained_student_is_told_nothing_new(
+    focusing: Any, anchor: Any, llava: Path, photo_folder: Path
+) -> None:
+    model, processor = opened(llava)
+    reader, teacher = HostReader(model, processor), open_teacher(llava)
+    config = student_config(teacher.config, num_tokens=16, focusing=focusing, for_host=True)
+    student, _ = inherit(teacher, config)
+    objective = for_host(Objective(anchor=anchor), -2)
+    targets = TeacherTargets(teacher.model, config, objective, None, reader)
+    views = ViewDataset(photos_of(photo_folder, 2), 56, training=False, seed=0)
+    batch = collate_views([views[0, 0], views[0, 1]])
+    pixels = normalize(batch["pixels"], teacher.config.image_mean, teacher.config.image_std)
+    target = targets(batch, pixels, Conversations(processor, [TURNS, TURNS], seed=0))
+    with torch.no_grad():
+        total, parts = align(student(pixels, output_hidden_states=True), target, objective, reader)
+        _, fewer = align(student(pixels, 4, output_hidden_states=True), target, objective, reader)
+    assert parts.keys() == {"tokens", "projected", "answers"} | ({"saliency"} if focusing == "chosen" else set())
+    assert parts["tokens"] + parts["projected"] + parts["answers"] == pytest.approx(0, abs=1e-6)
+    assert total == pytest.approx(sum(parts.values()).item())
+    assert fewer["projected"] > 1e-3
+    assert fewer["answers"] > 1e-6
+
+
+def test_divergence_is_that_of_torch_averaged_over_answers(llava: Path) -> None:
+    texts = Conversations(opened(llava)[1], [TURNS], seed=0).batch(torch.tensor([0]), torch.tensor([0]))
+    ours, theirs = torch.randn(2, len(texts.row), 11)
+    each = torch.nn.functional.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True)
+    longer = (texts.weight < texts.weight.max()).nonzero()[:, 0]
+    shorter = (texts.weight == texts.weight.max()).nonzero()[:, 0]
+    expected = (each.sum(-1)[longer].mean() + each.sum(-1)[shorter].mean()) / 2
+    found = answer_divergence(ours, Target(ours, texts=texts, logits=theirs))
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_nearest_anchor_is_a_token_of_the_teacher() -> None:
+    tokens = torch.arange(36.0)[None, :, None]  # 6 x 6
+    assert anchor_targets(tokens, 9, "nearest")[0, :, 0].tolist() == [7, 9, 11, 19, 21, 23, 31, 33, 35]
+    assert anchor_targets(tokens, 9)[0, 0, 0].item() == (0 + 1 + 6 + 7) / 4

@@ -13,7 +13,8 @@ from PIL import Image
 from tiny_hosts import tiny_tower
 from transformers import LlavaImageProcessor
 
-from sfvlm.bootstrap.host_texts import Conversations, Interview
+from sfvlm.bootstrap.targets.conversations import Conversations
+from sfvlm.bootstrap.targets.interview import Interview
 from sfvlm.cli import main
 from sfvlm.evaluate.fidelity import measure_fidelity
 from sfvlm.hosts.host import Host, open_host
@@ -26,11 +27,6 @@ from sfvlm.photos.sources import open_photos
 from sfvlm.photos.views import evaluation_view, normalize, tower_pixels
 from sfvlm.teachers.inherit import inherit, student_config
 from sfvlm.teachers.open import open_teacher
-
-
-@pytest.fixture(scope="module")
-def llava(hosts: dict[str, Path]) -> Path:
-    return hosts["llava"]
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,10 @@ from transformers import (
 
 from sfvlm.alternatives.towers import reduce_host
 from sfvlm.bootstrap.alignment import Objective, for_host
-from sfvlm.bootstrap.host_texts import Interview
-from sfvlm.bootstrap.run import BootstrapOptions, _Run, bootstrap
+from sfvlm.bootstrap.batches import pixels_of
+from sfvlm.bootstrap.options import BootstrapOptions
+from sfvlm.bootstrap.run import bootstrap
+from sfvlm.bootstrap.targets.interview import Interview
 from sfvlm.hosts.facts import dense_tokens, read_host
 from sfvlm.hosts.folders import swap_folder
 from sfvlm.hosts.host import open_host
@@ -190,15 +192,11 @@ def test_a_tower_is_measured_on_the_pixels_that_its_host_was_asked_about(
         render_scene(0, index, 128).image.resize((120, 60)).save(tmp_path / f"{index}.png")
     asked: list[torch.Tensor] = []
     measured: list[torch.Tensor] = []
-    pixels, evaluate, to_pixels = Interview.pixels, _Run._evaluate, _Run._pixels
+    pixels = Interview.pixels
     monkeypatch.setattr(Interview, "pixels", lambda self, *of: asked.append(pixels(self, *of)) or asked[-1])
-
-    def spied(run: Any) -> Any:
-        with pytest.MonkeyPatch.context() as inside:
-            inside.setattr(_Run, "_pixels", lambda self, of: measured.append(to_pixels(self, of)) or measured[-1])
-            return evaluate(run)
-
-    monkeypatch.setattr(_Run, "_evaluate", spied)
+    monkeypatch.setattr(
+        "sfvlm.bootstrap.held_back.pixels_of", lambda *of: measured.append(pixels_of(*of)) or measured[-1]
+    )
     teacher, host = open_teacher(hosts[kind]), open_host(hosts[kind], device="cpu")
     student, report = inherit(teacher, student_config(teacher.config, num_tokens=4, for_host=True))
     layer = max(read_host(host.model.config, host.processor).layers)

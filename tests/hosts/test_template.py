@@ -12,8 +12,8 @@ from tiny_hosts import opened, photo
 from tiny_llava import CHAT_TEMPLATE
 
 from sfvlm.bootstrap.alignment import Objective
-from sfvlm.bootstrap.host_texts import Conversations, check_template
 from sfvlm.bootstrap.options import BootstrapOptions
+from sfvlm.bootstrap.targets.conversations import Conversations, check_template
 from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
 from sfvlm.hosts.host import Host, assistant_message, open_host, user_message
 from sfvlm.hosts.template import lacks_start, written

@@ -31,7 +31,7 @@ def test_the_floor_of_a_run_is_the_slower_of_products_and_decoding(
     config = student_config(teacher.config, num_tokens=4)
     logged: list[float] = []
     rates = iter([1.0, 10.0, 30.0, 20.0])
-    monkeypatch.setattr("sfvlm.bootstrap.run.Rate.at", lambda self, step: logged.append(step) or next(rates))
+    monkeypatch.setattr("sfvlm.bootstrap.metrics_log.Rate.at", lambda self, step: logged.append(step) or next(rates))
     row = measure_bootstrap(
         teacher, config, open_photos(photo_folder), OPTIONS, Ceiling(operations, 1.0), repeats=3, warmups=1
     )

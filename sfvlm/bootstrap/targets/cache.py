@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..util.errors import NotWritten
-from ..util.files import make_folder, read_json, write_json, writing
+from ...util.errors import NotWritten
+from ...util.files import make_folder, read_json, write_json, writing
 
 LEAST_FREE = 64 * 2**20  # bytes on the disk
 

@@ -1,4 +1,4 @@
-"""What a host is asked of unlabelled photos, what it answers with its dense tower, and both as token ids.
+"""What a host is asked of unlabelled photos, and what it answers with its dense tower.
 
     photos, prompts --Interview--> answers.jsonl --Conversations--> Texts of a batch
 
@@ -16,26 +16,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..hosts.host import Host
-from ..hosts.reader import HostReader, Texts
-from ..hosts.template import assistant_message, lacks_start, user_message, written
-from ..photos.decode import Photo, UnreadablePhoto
-from ..photos.scene_texts import with_article
-from ..photos.sources import SomePhotos
-from ..photos.views import tower_pixels
-from ..teachers.open import DenseTransformer
-from ..util.errors import reason, shortened
-from ..util.files import append_text, read_templates, write_text
-from ..vqa.photos import changed_photo, photo_fingerprint
-from ..vqa.questions import SHORT_ANSWER
-from ..vqa.sources import CAPTION_PROMPT
-from .checkpoints import differences
+from ...hosts.host import Host
+from ...hosts.reader import HostReader
+from ...hosts.template import user_message, written
+from ...photos.decode import Photo, UnreadablePhoto
+from ...photos.scene_texts import with_article
+from ...photos.sources import SomePhotos
+from ...photos.views import tower_pixels
+from ...teachers.open import DenseTransformer
+from ...util.errors import reason
+from ...util.files import append_text, read_templates, write_text
+from ...vqa.photos import changed_photo, photo_fingerprint
+from ...vqa.questions import SHORT_ANSWER
+from ...vqa.sources import CAPTION_PROMPT
+from ..checkpoints import differences
+from ..options import BootstrapOptions
+from ..photos import RunPhotos
+from .conversations import Conversations, Turn, check_template, cut
 
-Turn = tuple[str, str]  # prompt, answer
 THINGS = (
     "person", "man", "woman", "child", "dog", "cat", "bird", "horse", "car", "bicycle", "bus", "boat", "chair", "dining table",
     "bed", "couch", "tv", "laptop", "book", "bottle", "cup", "bowl", "backpack", "umbrella", "tree", "window", "door",
@@ -213,27 +216,43 @@ class Interview:
         return [said.get(index, Said(None, [])) for index in indices]
 
 
-class Cut(NamedTuple):
-    """A text about one photo as ids, cut where the photo stands."""
+def ask_host(
+    host: Host | None,
+    dense: DenseTransformer,
+    photos: RunPhotos,
+    out: Path,
+    options: BootstrapOptions,
+    at_once: int,
+    accelerator: Accelerator,
+) -> tuple[HostReader, dict[str, Conversations]]:
+    """The host of a run as a reader, and what it says of the photos, by "train" and "held_back".
 
-    before: list[int]
-    after: list[int]
-    offsets: list[tuple[int, int]]  # in the text, of `after`
-
-
-def cut(processor: Any, text: str) -> Cut:
-    """Tokenizes a text with one mark of a photo.
+    Args:
+        host: Is asked by the first process; the others take its answers.
+        dense: Its own tower, on the device.
+        photos: Of the run.
+        out: Receives `answers.train.jsonl` and `answers.held_back.jsonl`.
+        options: Of the run.
+        at_once: Photos that a device has memory for.
+        accelerator: Of this process.
 
     Raises:
-        ValueError: The mark is missing, or there are several: the chat template has not one place for a photo.
+        ValueError: There is no host, or it cannot be asked; see `HostReader` and `Interview.answers`.
     """
-    special = lacks_start(processor, text)
-    encoded = processor.tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    if ids.count(processor.image_token_id) != 1:
-        raise ValueError(f"The host's chat template has not one place for a photo; it makes {text[:80]!r}.")
-    photo = ids.index(processor.image_token_id)
-    return Cut(ids[:photo], ids[photo + 1 :], offsets[photo + 1 :])
+    if host is None:
+        raise ValueError("The objectives projected and answers need a host: give --host.")
+    reader = HostReader(host.model, host.processor).to(accelerator.device)
+    given = read_prompts(options.host_prompts) if options.host_prompts else ()
+    interview = Interview(
+        reader, host.processor, host.fingerprint, dense, options.host_turns, options.seed, given,
+        at_once=min(Interview.at_once, at_once),
+    )  # fmt: skip
+    told = {}
+    for name, part in (("train", photos.training), ("held_back", photos.held_back)):
+        with accelerator.main_process_first():
+            turns = interview.answers(part, out / f"answers.{name}.jsonl")
+        told[name] = Conversations(host.processor, turns, options.seed)
+    return reader, told
 
 
 def _opened(photos: SomePhotos, index: int) -> Photo | None:
@@ -262,91 +281,3 @@ def _read(path: Path, head: dict[str, Any]) -> dict[str, Said]:
     if changes:
         raise ValueError(f"{path} holds other answers ({changes}): remove it, or give another folder.")
     return said
-
-
-class Conversations:
-    """The turns about each photo as one conversation in the host's own chat template.
-
-    Which turn comes first changes from epoch to epoch, because later ones are told of the photo by those before them.
-
-    Args:
-        processor: The host's.
-        turns: By photo.
-        seed: Of the turns' order.
-    """
-
-    def __init__(self, processor: Any, turns: Sequence[Sequence[Turn]], seed: int) -> None:
-        self.processor, self.turns, self.seed = processor, turns, seed
-
-    def batch(self, index: Tensor, view: Tensor) -> Texts:
-        """The conversations about these photos (B,), in these epochs (B,).
-
-        Raises:
-            ValueError: The chat template cannot be followed.
-        """
-        pieces = [self._encode(int(photo), int(epoch)) for photo, epoch in zip(index, view, strict=True)]
-        before = pieces[0][0]
-        if any(piece[0] != before for piece in pieces):
-            raise ValueError("The host's chat template puts other words before one photo than before another.")
-        longest = max(len(after) for _, after, _ in pieces)
-        pad = self.processor.tokenizer.pad_token_id
-        row, place, weight = [], [], []
-        for number, (_, _, answers) in enumerate(pieces):
-            for span in answers:
-                row += [number] * len(span)
-                place += span
-                weight += [1 / len(span)] * len(span)
-        return Texts(
-            before=torch.tensor(before),
-            after=torch.tensor([after + [pad] * (longest - len(after)) for _, after, _ in pieces]),
-            row=torch.tensor(row),
-            place=torch.tensor(place),
-            weight=torch.tensor(weight),
-        )
-
-    def _encode(self, index: int, epoch: int) -> tuple[list[int], list[int], list[list[int]]]:
-        """Ids before the photo, ids after it, and where in these each answer stands."""
-        turns = list(self.turns[index])
-        random.Random(f"{self.seed} {epoch} {index}").shuffle(turns)
-        messages: list[dict[str, Any]] = []
-        spans: list[tuple[int, int]] = []
-        text = ""
-        for number, (prompt, answer) in enumerate(turns):
-            messages.append(user_message(prompt, images=1 - min(number, 1)))
-            asked = written(self.processor, messages)
-            messages.append(assistant_message(answer))
-            text = written(self.processor, messages, add_generation_prompt=False)
-            spans.append((_start_of_answer(asked, text), len(text)))
-        parts = cut(self.processor, text)
-        places = [
-            [place for place, (begin, end) in enumerate(parts.offsets) if begin >= start and start < end <= stop]
-            for start, stop in spans
-        ]
-        return parts.before, parts.after, list(filter(None, places))
-
-
-def check_template(processor: Any) -> None:
-    """Raises ValueError unless answers can be told from what is written around them in the host's chat template."""
-    Conversations(processor, [[("?", "yes"), ("?", "no")]], 0).batch(torch.tensor([0]), torch.tensor([0]))
-    turns = [user_message("?", 1), assistant_message("yes")]
-    text = written(processor, turns, add_generation_prompt=False)
-    said = text[_start_of_answer(written(processor, turns[:1]), text) :].lstrip()
-    if not said.startswith("yes"):
-        raise ValueError(
-            f"The host's chat template begins an answer by {shortened(said)!r}, with more than a prompt for one ends with: let it "
-            "write that where add_generation_prompt is set."
-        )
-
-
-def _start_of_answer(asked: str, text: str) -> int:
-    """Where the answer begins in an answered prompt; LLaVA-OneVision's template puts other white space in front of one.
-
-    Raises:
-        ValueError: They differ in more.
-    """
-    if text.startswith(asked):
-        return len(asked)
-    prompt = asked.rstrip()
-    if not text.startswith(prompt):
-        raise ValueError("The host's chat template writes a prompt otherwise once it is answered.")
-    return len(text) - len(text[len(prompt) :].lstrip())

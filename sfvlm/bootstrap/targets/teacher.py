@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..encoder.blocks import attention_received
-from ..encoder.configuration import SparseFormerConfig
-from ..hosts.reader import HostReader
-from ..photos.views import ViewBatch
-from ..teachers.open import TeacherOutput
-from .alignment import Target
+from ...encoder.blocks import attention_received
+from ...encoder.configuration import SparseFormerConfig
+from ...hosts.reader import HostReader
+from ...photos.views import ViewBatch
+from ...teachers.open import TeacherOutput
+from ..alignment import Target
+from ..objective import Objective
+from ..options import BootstrapOptions
 from .cache import TeacherCache
-from .host_texts import Conversations
-from .objective import Objective
-from .options import BootstrapOptions
+from .conversations import Conversations
 
 
 class TeacherTargets:
@@ -39,7 +39,7 @@ class TeacherTargets:
         cache: TeacherCache | None,
         host: HostReader | None = None,
     ) -> None:
-        self.dense, self.objective, self.cache, self.host = dense, objective, cache, host
+        self.dense, self.config, self.objective, self.cache, self.host = dense, config, objective, cache, host
         self.class_tokens = int(config.has_cls_token)
         self.chooses = bool(saliency_size(config, objective))
         self.pooled_size = config.embedding_size
