@@ -33,7 +33,8 @@ from sfvlm.encoder.folder import open_student
 from sfvlm.encoder.showlab import load_official
 from sfvlm.teachers.open import open_teacher
 from sfvlm.zoo import names as zoo
-from sfvlm.zoo.names import ZOO, Entry, download, resolve, shipped
+from sfvlm.zoo.downloads import download
+from sfvlm.zoo.names import ZOO, Entry, resolve, shipped
 from sfvlm.zoo.packing import assemble, store_half, store_without_tower
 
 CONTENT = bytes(range(256)) * 9000  # over two reads of a mebibyte
