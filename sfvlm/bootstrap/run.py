@@ -30,18 +30,9 @@ from ..encoder.sparseformer import SparseFormerModel, SparseFormerOutput
 from ..hosts.facts import read_host
 from ..hosts.host import Host
 from ..hosts.reader import HostReader
+from ..photos.batches import EpochSampler, SkipLog, ViewBatch, ViewDataset, collate_views, shard_indices, view_loader
 from ..photos.sources import Photos
-from ..photos.views import (
-    EpochSampler,
-    SkipLog,
-    ViewBatch,
-    ViewDataset,
-    collate_views,
-    normalize,
-    shard_indices,
-    view_loader,
-    view_settings,
-)
+from ..photos.views import normalize, view_settings
 from ..teachers.inherit import InheritanceReport
 from ..teachers.open import Teacher
 from ..util.files import make_folder

@@ -14,7 +14,7 @@ from ..encoder.configuration import CHOICE, SparseFormerConfig
 from ..encoder.folder import open_student
 from ..hosts.facts import read_host
 from ..hosts.host import open_host
-from ..photos.views import SkipLog
+from ..photos.batches import SkipLog
 from ..teachers.inherit import check_descent, inherit, student_config, take_over
 from ..teachers.open import Teacher, check_own_tower, open_teacher
 from ..util.console import say

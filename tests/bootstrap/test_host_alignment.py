@@ -21,10 +21,11 @@ from sfvlm.encoder.configuration import CLIP_MEAN
 from sfvlm.hosts.host import open_host
 from sfvlm.hosts.reader import HostReader
 from sfvlm.hosts.swap import swap
+from sfvlm.photos.batches import Selection, ViewDataset, collate_views
 from sfvlm.photos.decode import Photo
 from sfvlm.photos.scenes import render_scene
 from sfvlm.photos.sources import open_photos
-from sfvlm.photos.views import Selection, ViewDataset, collate_views, normalize, tower_pixels
+from sfvlm.photos.views import normalize, tower_pixels
 from sfvlm.teachers.inherit import inherit, student_config
 from sfvlm.teachers.open import check_own_tower, open_teacher
 

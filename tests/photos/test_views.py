@@ -17,19 +17,9 @@ from transformers import AutoProcessor
 from sfvlm.alternatives.towers import ReducedTowerConfig
 from sfvlm.encoder.configuration import SparseFormerConfig
 from sfvlm.encoder.folder import image_processor
+from sfvlm.photos.batches import EpochSampler, SkipLog, ViewDataset, collate_views, shard_indices
 from sfvlm.photos.sources import open_photos
-from sfvlm.photos.views import (
-    EpochSampler,
-    SkipLog,
-    ViewDataset,
-    collate_views,
-    evaluation_view,
-    normalize,
-    shard_indices,
-    tower_pixels,
-    tower_view,
-    training_view,
-)
+from sfvlm.photos.views import evaluation_view, normalize, tower_pixels, tower_view, training_view
 from sfvlm.teachers.inherit import student_config
 from sfvlm.teachers.open import open_teacher
 
