@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from torch import nn
 
-from ..alternatives.controls import cost, make_controls
+from ..alternatives.controls import make_controls
+from ..alternatives.costs import cost
 from ..encoder.accelerate import example_pixels
 from ..encoder.folder import open_student
 from ..encoder.sparseformer import SparseFormerModel

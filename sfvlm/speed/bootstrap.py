@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from ..alternatives.controls import macs
+from ..alternatives.costs import macs
 from ..bootstrap.options import BootstrapOptions
 from ..bootstrap.run import METRICS, bootstrap
 from ..encoder.configuration import SparseFormerConfig

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..alternatives.controls import macs, macs_a_photo
+from ..alternatives.costs import macs, macs_a_photo
 from ..hosts.host import Host, user_message
 from ..hosts.plan import HOSTS
 from ..hosts.reader import next_word

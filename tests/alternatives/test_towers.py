@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel
 
 import sfvlm
-from sfvlm.alternatives.controls import LargerPatch, LowerResolution, TokenMerging, macs
+from sfvlm.alternatives.controls import LargerPatch, LowerResolution, TokenMerging
+from sfvlm.alternatives.costs import macs
 from sfvlm.alternatives.towers import METHODS, ReducedTower, ReducedTowerConfig, reduce, reduce_host
 from sfvlm.cli import run
 from sfvlm.commands.swap import SwapCommand, swap_command

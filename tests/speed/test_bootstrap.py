@@ -10,7 +10,7 @@ import torch
 
 import sfvlm.speed.bootstrap as module
 import sfvlm.speed.rounds as rounds_module
-from sfvlm.alternatives.controls import macs
+from sfvlm.alternatives.costs import macs
 from sfvlm.bootstrap.options import BootstrapOptions
 from sfvlm.cli import run
 from sfvlm.commands.speed import SpeedCommand, speed_command

@@ -15,11 +15,11 @@ import torch
 from tiny import tiny_model
 from torch import Tensor, nn
 
-import sfvlm.onnx.export
+import sfvlm.onnx.session
 import sfvlm.speed.energy as energy
 import sfvlm.speed.floor as floor_module
 import sfvlm.speed.rounds as rounds_module
-from sfvlm.alternatives.controls import macs
+from sfvlm.alternatives.costs import macs
 from sfvlm.alternatives.methods import METHODS
 from sfvlm.cli import run
 from sfvlm.commands.speed import SpeedCommand, speed_command
@@ -623,7 +623,7 @@ class FixedOnnx:
 
 
 def test_an_onnx_file_is_an_encoder_on_as_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sfvlm.onnx.export, "OnnxEncoder", FixedOnnx)
+    monkeypatch.setattr(sfvlm.onnx.session, "OnnxEncoder", FixedOnnx)
     (tmp_path / "sf.onnx").touch()
     torch.set_num_threads(1)
     encoder = Encoders(CPU, torch.float32).open(str(tmp_path / "sf.onnx"))
