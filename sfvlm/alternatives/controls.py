@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..encoder.blocks import Attention, Block
-from ..teachers.inherit import resample_kernel
+from ..teachers.kernels import resample_kernel
 from ..teachers.open import DenseTransformer, TeacherOutput
 from .costs import Cost, cost
 from .merging import Schedule, attention_pool, log_size, merge, merging_counts

@@ -11,7 +11,7 @@ from typing import Any
 from ..encoder.configuration import SparseFormerConfig
 from ..encoder.folder import image_processor
 from ..encoder.sparseformer import SparseFormerModel
-from ..teachers.inherit import InheritanceReport
+from ..teachers.report import InheritanceReport
 from ..util.files import replacing_inside
 from ..util.tensors import tensor_hash
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..encoder import roi
-from ..encoder.accelerate import compile_forms
+from ..encoder.compiling import compile_forms
 from ..encoder.configuration import CHOICE
 from ..encoder.sparseformer import SparseFormerModel, SparseFormerOutput
 from ..hosts.facts import read_host
@@ -33,8 +33,8 @@ from ..hosts.reader import HostReader
 from ..photos.batches import EpochSampler, SkipLog, ViewBatch, ViewDataset, collate_views, shard_indices, view_loader
 from ..photos.sources import Photos
 from ..photos.views import normalize, view_settings
-from ..teachers.inherit import InheritanceReport
 from ..teachers.open import Teacher
+from ..teachers.report import InheritanceReport
 from ..util.files import make_folder
 from .alignment import Target, align, selected
 from .checkpoints import (

@@ -31,7 +31,7 @@ from ..speed.scaling import (
     scaling_panels,
 )
 from ..speed.shapes import open_shape, shape_named
-from ..teachers.inherit import student_config
+from ..teachers.student import student_config
 from ..util.console import say
 from ..util.devices import usable_device
 from ..util.results import short_names

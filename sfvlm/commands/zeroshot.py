@@ -14,15 +14,9 @@ from ..alternatives.costs import cost
 from ..encoder.accelerate import example_pixels
 from ..encoder.folder import open_student
 from ..encoder.sparseformer import SparseFormerModel
+from ..evaluate.encoding import EvaluationViews, Student
 from ..evaluate.texts import open_text_encoder
-from ..evaluate.zeroshot import (
-    Candidate,
-    Classes,
-    EvaluationViews,
-    Student,
-    evaluate,
-    open_evaluation_photos,
-)
+from ..evaluate.zeroshot import Candidate, Classes, evaluate, open_evaluation_photos
 from ..photos.class_names import read_classes
 from ..photos.views import view_settings
 from ..teachers.open import Teacher, open_teacher

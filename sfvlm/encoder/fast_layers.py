@@ -1,4 +1,4 @@
-"""Linear layers with their weights in another form: laid out in advance, or in 8 bits. `sfvlm.encoder.accelerate` puts them into models.
+"""Linear layers with their weights in another form: laid out in advance, or in 8 bits. `sfvlm.encoder.replacing` puts them into models.
 
 oneDNN and oneMKL both lay weights out for products of so many rows, and which of them then multiplies faster depends on the
 processor and the layer. So each layer tries both, and takes the one that was faster.

@@ -36,7 +36,8 @@ from . import roi
 from .accelerate import accelerate, example_pixels
 from .blocks import AttentionPool, Block, Head, Proportion, ProportionalAttention, block_sizes, check_pixels
 from .configuration import SparseFormerConfig
-from .focusing import FOCUSING, FreshFocusing, init_focusing
+from .focusing import FOCUSING, init_focusing
+from .fresh import FreshFocusing
 
 
 @dataclass

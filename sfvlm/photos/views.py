@@ -1,8 +1,8 @@
 """The views of photos that a model sees: for training crops by chance, else what its preprocessor makes; and photos of none.
 
-    photo -> training_view | evaluation_view -> (3, S, S) uint8 -> normalize -> what the model reads
-          -> tower_view, as a tower of a configuration sees it; padded, as LLaVA-1.5 does first
-          -> shown, or unreadable where it is next to a line
+photo -> training_view | evaluation_view -> (3, S, S) uint8 -> normalize -> what the model reads
+      -> tower_view, as a tower of a configuration sees it; padded, as LLaVA-1.5 does first
+      -> shown, or unreadable where it is next to a line
 """
 
 import math

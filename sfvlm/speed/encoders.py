@@ -33,8 +33,8 @@ from ..encoder.blocks import ProportionalAttention
 from ..encoder.configuration import PRESETS, SparseFormerConfig, preset
 from ..encoder.folder import open_student
 from ..encoder.sparseformer import SparseFormerModel
-from ..teachers.inherit import student_config
 from ..teachers.open import DenseTransformer, Teacher, open_teacher
+from ..teachers.student import student_config
 from ..util.choices import Focusing
 from ..util.files import read_json
 from ..zoo.names import ZOO, resolve

@@ -26,7 +26,7 @@ from transformers import (
 
 from ..alternatives.towers import ReducedTowerConfig
 from ..encoder.configuration import SparseFormerConfig
-from ..teachers.inherit import student_config
+from ..teachers.student import student_config
 from .hosts import Subject
 
 # Fields of transformers' CLIPVisionConfig.

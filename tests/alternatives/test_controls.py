@@ -15,9 +15,10 @@ from sfvlm.alternatives.merging import Schedule, merge, merging_counts
 from sfvlm.encoder import roi
 from sfvlm.encoder.configuration import SparseFormerConfig
 from sfvlm.encoder.sparseformer import SparseFormerModel
-from sfvlm.evaluate.zeroshot import Student
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.evaluate.encoding import Student
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import DenseTransformer, Teacher
+from sfvlm.teachers.student import student_config
 
 KINDS = ["cls", "mean", "attention"]
 

@@ -8,8 +8,9 @@ from sfvlm.bootstrap.alignment import Target, align, anchor_targets, anchored_to
 from sfvlm.bootstrap.objective import Objective
 from sfvlm.bootstrap.targets import TeacherTargets
 from sfvlm.encoder.sparseformer import SparseFormerOutput
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 
 
 def output(pooled: torch.Tensor, tokens: torch.Tensor | None = None, count: int = 4) -> SparseFormerOutput:

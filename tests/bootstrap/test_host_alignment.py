@@ -26,8 +26,9 @@ from sfvlm.photos.decode import Photo
 from sfvlm.photos.scenes import render_scene
 from sfvlm.photos.sources import open_photos
 from sfvlm.photos.views import normalize, tower_pixels
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import check_own_tower, open_teacher
+from sfvlm.teachers.student import student_config
 
 TURNS = [("Is there a dog in the photo?", "yes"), ("What color is the biggest object?", "a red circle")]
 QUICK: dict[str, Any] = dict(

@@ -29,8 +29,9 @@ from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
 from sfvlm.encoder.folder import open_student
 from sfvlm.hosts.host import open_host
 from sfvlm.photos.sources import open_photos
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bootstrap_clip.py"
 QUICK = dict(

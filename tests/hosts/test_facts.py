@@ -32,8 +32,9 @@ from sfvlm.hosts.reader import HostReader
 from sfvlm.photos.scenes import render_scene
 from sfvlm.photos.sources import open_photos
 from sfvlm.photos.views import tower_pixels
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 
 SQUARE = {"height": 56, "width": 56}
 BLOCKS: dict[str, Any] = dict(

@@ -14,8 +14,8 @@ from tiny_hosts import held_up, never_ends, photo, tiny_tower
 from tiny_llava import tiny_llava
 
 from sfvlm.alternatives.towers import reduce_host
+from sfvlm.evaluate.encoding import Student
 from sfvlm.evaluate.ranking import Ranker
-from sfvlm.evaluate.zeroshot import Student
 from sfvlm.hosts.host import Host, open_host, user_message
 from sfvlm.hosts.reply import Clock, Timings, Turns
 from sfvlm.hosts.swap import swap_folder

@@ -20,8 +20,8 @@ from sfvlm.encoder.folder import image_processor
 from sfvlm.photos.batches import EpochSampler, SkipLog, ViewDataset, collate_views, shard_indices
 from sfvlm.photos.sources import open_photos
 from sfvlm.photos.views import evaluation_view, normalize, tower_pixels, tower_view, training_view
-from sfvlm.teachers.inherit import student_config
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 
 
 def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:

@@ -18,7 +18,8 @@ from sfvlm.photos.sources import open_photos
 from sfvlm.speed.bootstrap import STEPS_A_RUN, decode_throughput, measure_bootstrap
 from sfvlm.speed.encoders import open_dense
 from sfvlm.speed.floor import Ceiling
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
+from sfvlm.teachers.student import student_config
 
 OPTIONS = BootstrapOptions(batch_size=2, workers=0, cpu=True)
 

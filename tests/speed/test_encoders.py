@@ -29,8 +29,9 @@ from sfvlm.speed.plots import OTHERS, plot_quality, plot_scaling
 from sfvlm.speed.quality import Identity, match, read_files, result_identity
 from sfvlm.speed.rounds import Ceilings, derived, encoder_facts, measure_encoders, rounds_of, timed_encode
 from sfvlm.speed.scaling import fits, line_fit, measure_panel, scaling_panels
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 
 CPU = torch.device("cpu")
 CEILINGS = {torch.float32: Ceiling(2e9, 1e9), torch.bfloat16: Ceiling(4e9, 1e9)}
