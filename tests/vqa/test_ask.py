@@ -2,10 +2,8 @@
 
 import base64
 import gc
-import io
 import json
 import re
-import tarfile
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ import pytest
 from PIL import Image
 from tiny_hosts import tiny_tower
 from tiny_llava import tiny_llava
+from tiny_questions import jpeg, write_json, write_lines, write_shard
 
 from sfvlm.cli import run
 from sfvlm.commands.vqa import VqaCommand, vqa_command
@@ -70,32 +69,6 @@ class Echo:
             f"{0 if image is None else image.width} {prompt.split()[0]}"
             for image, prompt in zip(images, prompts, strict=True)
         ]
-
-
-def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def write_json(path: Path, content: Any) -> Path:
-    path.write_text(json.dumps(content))
-    return path
-
-
-def jpeg(width: int = 8) -> bytes:
-    data = io.BytesIO()
-    Image.new("RGB", (width, 8), (width % 256, 0, 0)).save(data, "JPEG")
-    return data.getvalue()
-
-
-def write_shard(path: Path, metas: Sequence[dict[str, Any]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for number, meta in enumerate(metas):
-            for suffix, data in (("jpg", jpeg(8 + number)), ("json", json.dumps(meta).encode())):
-                member = tarfile.TarInfo(f"{number:012d}.{suffix}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    return path
 
 
 @pytest.fixture(scope="module")
