@@ -3,7 +3,8 @@
 oneDNN and oneMKL both lay weights out for products of so many rows, and which of them then multiplies faster depends on the
 processor and the layer. So each layer tries both, and takes the one that was faster.
 
-Not torchao for the 8 bits: it has no large features in float32, and on a CPU its layers gain only what torch.compile makes of them.
+Not torchao for the 8 bits: on a CPU its layers are no faster than float32 until torch.compile has made code of them, and slower than
+these then.
 """
 
 import copy
