@@ -11,7 +11,8 @@ from typing import Any, Literal
 import gradio as gr
 from photos import example_photos, in_words, open_photos
 
-from sfvlm.hosts.host import Host, Message, assistant_message, user_message
+from sfvlm.hosts.host import Host
+from sfvlm.hosts.template import Message, assistant_message, user_message
 from sfvlm.look.sides import Sides
 from sfvlm.look.words import budget_in_words, cost_in_words
 

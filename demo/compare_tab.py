@@ -8,7 +8,7 @@ import gradio as gr
 from photos import example_photos, in_words, open_photo, photo_input
 from together import Progress, check_question, follow
 
-from sfvlm.hosts.host import user_message
+from sfvlm.hosts.template import user_message
 from sfvlm.look.sides import Sides
 from sfvlm.look.words import budget_in_words, difference_in_words, word_difference
 

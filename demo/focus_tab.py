@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw
 from rectangle import as_source, rectangle_picture
 from together import Progress, check_question, follow
 
-from sfvlm.hosts.host import Host, user_message
+from sfvlm.hosts.host import Host
 from sfvlm.hosts.reply import Clock
+from sfvlm.hosts.template import user_message
 from sfvlm.look.draw import draw_boxes
 from sfvlm.look.focus import focused
 from sfvlm.look.looking import looks_of, seen_view

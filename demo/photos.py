@@ -13,7 +13,7 @@ from PIL import Image
 
 from sfvlm.photos.decode import decode_image
 from sfvlm.photos.scenes import render_scene
-from sfvlm.photos.showable import too_long
+from sfvlm.photos.views import too_long
 from sfvlm.util.choices import SCENE_TEST_SEED
 
 UPLOAD_LIMIT = "20mb"

@@ -143,7 +143,7 @@ def swapped_folder(hosts: dict[str, Path], tmp_path_factory: pytest.TempPathFact
     """The tiny LLaVA with a tower of 49 tokens."""
     from tiny_hosts import tiny_tower
 
-    from sfvlm.hosts.swap import swap_folder
+    from sfvlm.hosts.folders import swap_folder
 
     out = tmp_path_factory.mktemp("swapped") / "llava-49"
     swap_folder(hosts["llava"], tiny_tower(), out)

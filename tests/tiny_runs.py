@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 
 from sfvlm.bootstrap.options import BootstrapOptions
 from sfvlm.bootstrap.run import bootstrap
+from sfvlm.photos.batches import Selection
 from sfvlm.photos.sources import open_photos
-from sfvlm.photos.views import Selection
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bootstrap_clip.py"
 QUICK = dict(

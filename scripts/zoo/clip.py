@@ -26,10 +26,11 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTokenizer
 
 from sfvlm.evaluate.texts import fill, imagenet_names, imagenet_templates
+from sfvlm.photos.batches import EpochSampler, Selection
 from sfvlm.photos.decode import UnreadablePhoto
 from sfvlm.photos.scene_texts import CLASS_NAMES, COLORS, SHAPES, class_prompt
 from sfvlm.photos.sources import names_hash
-from sfvlm.photos.views import EpochSampler, Selection, evaluation_view, normalize, training_view
+from sfvlm.photos.views import evaluation_view, normalize, training_view
 from sfvlm.teachers.open import Teacher, open_teacher
 from sfvlm.util.devices import usable_device
 from sfvlm.util.files import write_text

@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPModel, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from sfvlm.photos.batches import EpochSampler, Selection
 from sfvlm.photos.decode import Photo
 from sfvlm.photos.sources import names_hash
-from sfvlm.photos.views import EpochSampler, Selection, normalize
+from sfvlm.photos.views import normalize
 from sfvlm.util.devices import usable_device
 from sfvlm.util.files import replacing, write_text
 

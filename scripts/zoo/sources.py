@@ -13,9 +13,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from sfvlm.photos.batches import Selection
 from sfvlm.photos.decode import UnreadablePhoto
 from sfvlm.photos.sources import Photos, names_hash, open_photos, readable
-from sfvlm.photos.views import Selection, evaluation_view
+from sfvlm.photos.views import evaluation_view
 from sfvlm.vqa.sources import COCO_HELD_OUT, DAQUAR_HELD_OUT, photo_split
 
 CLIP_SCENES, LLAVA_SCENES = 1000, 1001  # seeds of training scenes; every other seed is free for measuring

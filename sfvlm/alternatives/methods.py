@@ -31,7 +31,8 @@ from ..encoder.blocks import attention_received
 from ..encoder.configuration import SparseFormerConfig
 from ..encoder.roi import even_cells
 from ..teachers.open import DenseTransformer
-from .controls import LargerPatch, LowerResolution, Schedule, TokenMerging, merging_counts
+from .controls import LargerPatch, LowerResolution, TokenMerging
+from .merging import Schedule, merging_counts
 
 # VisionZip keeps 10 of 64 tokens for what it merges, and 54 as they are.
 CONTEXTUAL_SHARE = 10 / 64

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..encoder.blocks import AttentionPool, check_pixels
+from ..encoder.blocks import AttentionPool, as_asked, check_pixels, wants_hidden_states
 from ..encoder.configuration import layer_from_end
 from ..teachers.open import DenseTransformer, Teacher, open_teacher
 from .configuration import ReducedTowerConfig
@@ -77,11 +77,9 @@ class ReducedTower(PreTrainedModel):
         check_count(config.method, config.num_tokens, patches, config.read_state)
         method = METHODS[config.method]
         states = method.run(self.dense, pixel_values.to(self.dtype), config.num_tokens, config.read_state)
-        # Layer 0 or -1 must not read as "no".
-        wanted = config.output_hidden_states if asked is None else asked is not False
+        wanted = wants_hidden_states(config, asked)
         output = BaseModelOutputWithPooling(last_hidden_state=states[-1], hidden_states=states if wanted else None)  # type: ignore[arg-type]
-        as_tuple = not (config.return_dict if return_dict is None else return_dict)
-        return output.to_tuple() if as_tuple else output
+        return as_asked(config, return_dict, output)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -12,18 +12,17 @@ from torch import Tensor
 
 from ..encoder.configuration import SparseFormerConfig
 from ..hosts.reader import HostReader
-from ..photos.views import (
+from ..photos.batches import (
     EpochSampler,
     Selection,
     SkipLog,
     ViewBatch,
     ViewDataset,
     collate_views,
-    normalize,
     shard_indices,
     view_loader,
-    view_settings,
 )
+from ..photos.views import normalize, view_settings
 from .options import BootstrapOptions
 
 

@@ -15,8 +15,8 @@ from ..encoder.configuration import CHOICE, SparseFormerConfig
 from ..encoder.folder import image_processor
 from ..encoder.sparseformer import SparseFormerModel
 from ..hosts.host import Host
-from ..teachers.inherit import InheritanceReport
 from ..teachers.open import Teacher
+from ..teachers.report import InheritanceReport
 from ..util.files import replacing_inside
 from ..util.tensors import tensor_hash
 from .metrics_log import rounded

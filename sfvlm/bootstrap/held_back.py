@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..encoder import roi
 from ..encoder.sparseformer import SparseFormerOutput
 from ..hosts.reader import HostReader
-from ..photos.views import Selection
+from ..photos.batches import Selection
 from .alignment import Target, selected
 from .batches import Skips, held_back_batches, pixels_of
 from .targets.conversations import Conversations

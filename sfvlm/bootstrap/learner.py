@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from ..encoder.accelerate import compile_forms
+from ..encoder.compiling import compile_forms
 from ..encoder.configuration import SparseFormerConfig
 from ..encoder.sparseformer import SparseFormerModel
 from .optimization import parameter_groups, sees_all_patches

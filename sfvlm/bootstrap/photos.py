@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from ..photos.batches import Selection
 from ..photos.decode import UnreadablePhoto
 from ..photos.sources import Photos, named, names_hash
-from ..photos.views import Selection
 from ..util.subsets import spread
 from ..vqa.photos import COMPARED, photo_fingerprint
 from .options import BootstrapOptions

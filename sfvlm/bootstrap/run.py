@@ -18,14 +18,14 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from ..encoder.accelerate import compile_forms
+from ..encoder.compiling import compile_forms
 from ..encoder.sparseformer import SparseFormerModel
 from ..hosts.facts import read_host
 from ..hosts.host import Host
+from ..photos.batches import ViewBatch
 from ..photos.sources import Photos
-from ..photos.views import ViewBatch
-from ..teachers.inherit import InheritanceReport
 from ..teachers.open import Teacher
+from ..teachers.report import InheritanceReport
 from ..util.files import make_folder
 from .batches import Skips, photos_at_once, training_batches
 from .checkpoints import RunCheckpoints, list_checkpoints, uninterrupted

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..encoder.sparseformer import SparseFormerOutput
-from ..photos.views import Selection, ViewBatch
+from ..photos.batches import Selection, ViewBatch
 from .alignment import align
 from .batches import pixels_of
 from .checkpoints import uninterrupted

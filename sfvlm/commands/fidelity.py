@@ -10,7 +10,7 @@ from ..hosts.host import open_host
 from ..hosts.named_towers import put_tower, split_tower
 from ..hosts.reader import HostReader
 from ..look.sides import twin_of
-from ..photos.views import Selection
+from ..photos.batches import Selection
 from ..teachers.open import open_teacher
 from ..util.console import say
 from ..util.results import Row, aligned, check_json, check_once, short_names, write_results

@@ -5,18 +5,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from ..alternatives.towers import REDUCE
 from ..bootstrap.options import BootstrapOptions
 from ..encoder.accelerate import check_possible
 from ..hosts.host import check_host, open_host
-from ..photos.sources import Photos, readable
+from ..photos.sources import first_images
 from ..speed.encoders import SUITE_BUDGETS, Encoder, Encoders, dense_base, encoder_name, open_dense, suite
 from ..speed.energy import open_meter
 from ..speed.hosts import Subject, check_numbers, host_facts, host_subject, measure_hosts
@@ -31,7 +29,7 @@ from ..speed.scaling import (
     scaling_panels,
 )
 from ..speed.shapes import open_shape, shape_named
-from ..teachers.inherit import student_config
+from ..teachers.student import student_config
 from ..util.console import say
 from ..util.devices import usable_device
 from ..util.results import short_names
@@ -323,22 +321,10 @@ def _subjects(command: SpeedCommand, device: torch.device, largest: int) -> list
         dtype = command.dtype or ("float32" if device.type == "cpu" else "bfloat16")
         return open_shape(command.shape, dtype=getattr(torch, dtype), device=device, batch_size=largest)
     count = max(FEWEST_PHOTOS, largest)
-    photos = _readable(open_and_say(command.photos or f"scenes:{count}"), count)
+    photos = first_images(open_and_say(command.photos or f"scenes:{count}"), count)
     subjects = []
     for source, name in zip(command.host, short_names(command.host), strict=True):
         host = open_host(source, dtype=command.dtype, device=str(device))
         host.model.requires_grad_(False)
         subjects.append(host_subject(host, name, photos, command.prompt))
     return subjects
-
-
-def _readable(photos: Photos, count: int) -> list[Image.Image]:
-    """The first photos that can be read.
-
-    Raises:
-        ValueError: None can.
-    """
-    found = [photo.image for photo in islice(readable(photos), count)]
-    if not found:
-        raise ValueError(f"None of the {len(photos)} photos of {', '.join(photos.origins)} can be read.")
-    return found

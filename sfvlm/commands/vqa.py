@@ -1,6 +1,5 @@
 """The command behind `eval/vqa.py`: hosts, questions and photos to one table and one results file."""
 
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,16 @@ from ..util.choices import SCENE_TEST_SEED
 from ..util.console import say
 from ..util.devices import usable_device
 from ..util.results import Row, aligned, check_json, check_once, short_names, write_results
-from ..vqa.answers import Run, Shard, answer_names, merge_shards, read_answers, run_of
+from ..vqa.answers import (
+    Run,
+    Shard,
+    answer_folder,
+    answer_names,
+    answer_path,
+    merge_shards,
+    read_answers,
+    run_of,
+)
 from ..vqa.ask import (
     BENCHMARKS,
     RULES,
@@ -69,7 +77,7 @@ def vqa_command(command: VqaCommand) -> None:
     if shard is not None:
         say(f"When all {shard.count} shards are answered, join them by the same command without --shard.")
     if command.out is not None and (shard is not None or command.only_ask):
-        say(f"The answers are in {_folder(command.out)}.")
+        say(f"The answers are in {answer_folder(command.out)}.")
         return
     scores = [measure(command.benchmark, questions, each.texts, rule) for each in answered]
     rows = list(_rows(command, rule, questions, answered, scores))
@@ -86,7 +94,7 @@ def vqa_command(command: VqaCommand) -> None:
             {each.name: score for each, score in zip(answered, scores, strict=True)},
             {each.name: each.run for each in answered},
         )
-        say(f"\nWrote {command.out}; the answers are in {_folder(command.out)}.")
+        say(f"\nWrote {command.out}; the answers are in {answer_folder(command.out)}.")
 
 
 def _check(command: VqaCommand) -> Shard | None:
@@ -209,17 +217,12 @@ def _answer_path(command: VqaCommand, name: str, questions: Sequence[Question], 
     """The answer file of a model; shards that are there and complete become one first."""
     if command.out is None:
         return None
-    safe_name = re.sub(r"[^\w.@-]+", "-", name).strip("-")
-    whole = _folder(command.out) / f"{command.benchmark}.{safe_name}.jsonl"
+    whole = answer_path(command.out, command.benchmark, name)
     if shard is not None:
         return shard.path(whole)
     if merge_shards(whole, questions):
         say(f"Joined the shards of {whole}.")
     return whole
-
-
-def _folder(out: Path) -> Path:
-    return out.with_suffix("") / "answers"
 
 
 def _facts(host: Host, questions: Sequence[Question], photos: NamedPhotos) -> dict[str, Any]:

@@ -9,19 +9,15 @@ from typing import TypeVar
 
 from torch import nn
 
-from ..alternatives.controls import cost, make_controls
+from ..alternatives.controls import make_controls
+from ..alternatives.costs import cost
 from ..encoder.accelerate import example_pixels
 from ..encoder.folder import open_student
 from ..encoder.sparseformer import SparseFormerModel
+from ..evaluate.classes import Classes
+from ..evaluate.encoding import EvaluationViews, Student
 from ..evaluate.texts import open_text_encoder
-from ..evaluate.zeroshot import (
-    Candidate,
-    Classes,
-    EvaluationViews,
-    Student,
-    evaluate,
-    open_evaluation_photos,
-)
+from ..evaluate.zeroshot import Candidate, evaluate, open_evaluation_photos
 from ..photos.class_names import read_classes
 from ..photos.views import view_settings
 from ..teachers.open import Teacher, open_teacher

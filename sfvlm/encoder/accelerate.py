@@ -15,39 +15,27 @@ A model of 16 bits rounds at every step and its compiled form at fewer: they may
 With few tokens a matrix product is small and its weights are large: torch rearranges a layer's weights at every call, which
 takes as long as half of multiplying 64 tokens with them. That is why packing pays here, and not for a dense encoder.
 
-What enters the second layer of an MLP has a few features that are far larger than the others, and one scale for all would
-leave the others no bits: those few are multiplied in float32 (LLM.int8(), arXiv 2208.07339, section 3.2). On
-sparseformer-tiny-49 and photos, pooled vectors with and without 8 bits have a cosine of 0.99 then, and 0.91 otherwise.
-
 It works for any vision model that is called on pixels, so that a dense one can be compared with the same means.
 """
 
 import copy
-import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import QuickGELUActivation
 
 from ..photos.scenes import render_scene
 from ..photos.views import evaluation_view, normalize
+from .compiling import Call, to_compiled, to_graph
 from .configuration import SparseFormerConfig
-from .fast_layers import FastLinear, Int8Linear, PackedLinear, int8_engines, packings
+from .fast_layers import FastLinear, int8_engines, packings
+from .replacing import to_int8, to_packed
 
 TOLERANCES = {"packed": 1e-4, "int8": 0.2, "bfloat16": 0.05, "compile": 1e-3, "graph": 1e-3}
 HOWS = tuple(TOLERANCES)
 ROUNDING = {torch.bfloat16: 0.1, torch.float16: 0.02}  # that two ways to compute in so few bits may differ by
-QUICK_GELU = 1.702  # x * sigmoid(1.702 x)
-# They decide where to look: little work, and a small error there sends a token elsewhere.
-EXACT = ("refiner", "saliency", "offset")
-SMALLEST_INT8 = 64  # features in and out of a layer that 8 bits make faster
-LARGE_FEATURES = 8  # of what enters an MLP's second layer
-FORMS = 64  # that a compiled module may take: one for each size, batch and budget it is called with
-Call = Callable[[nn.Module], Any]  # calls a model on the pixels at hand
 COMPARED = ("pooler_output", "image_embeds", "pooled", "last_hidden_state")
 
 
@@ -182,64 +170,7 @@ def _sharing(model: nn.Module) -> Any:
     return copy.deepcopy(model, memo)
 
 
-def _packed(model: nn.Module, call: Call) -> Any:
-    if not _pack(model, call):
-        raise ValueError(_nothing_to_replace(model))
-    return model
-
-
-def _pack(model: nn.Module, call: Call) -> int:
-    """Packs the float32 layers that are not fast yet for the call at hand; returns their number."""
-    count = _replace_linears(model, PackedLinear, lambda name, linear: linear.weight.dtype == torch.float32)
-    call(model)
-    for module in model.modules():
-        if isinstance(module, PackedLinear):
-            module.packing = False  # memory for packs is spent on the sizes asked for, and on no others
-    return count
-
-
-def _int8(model: nn.Module, call: Call) -> Any:
-    def wanted(name: str, linear: nn.Linear) -> bool:
-        is_large = min(linear.weight.shape) >= SMALLEST_INT8 and linear.weight.dtype == torch.float32
-        return is_large and not any(part.startswith(EXACT) for part in name.split("."))
-
-    large, engine = _large_features(model, call), int8_engines()[0]
-    if not _replace_linears(
-        model, lambda linear, **gains: Int8Linear(linear, engine, large.get(linear), **gains), wanted
-    ):
-        raise ValueError(_nothing_to_replace(model, SMALLEST_INT8))
-    if packings():
-        _pack(model, call)
-    return model
-
-
-def _nothing_to_replace(model: nn.Module, features: int = 1) -> str:
-    """Why none of a model's layers was replaced."""
-    dtypes = {layer.weight.dtype for layer in model.modules() if isinstance(layer, nn.Linear)} - {torch.float32}
-    name = type(model).__name__
-    if dtypes:
-        found = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        return f"The {name} holds {found} weights; call model.float() first."
-    return f"The {name} has no linear layer of {features} features or more in and out: there is nothing to make faster."
-
-
-def _large_features(model: nn.Module, call: Call) -> dict[nn.Module, Tensor]:
-    """The numbers of the features that are largest in what enters each MLP's second layer, behind its activation."""
-    largest: dict[nn.Module, Tensor] = {}
-
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found = inputs[0].abs().flatten(0, -2).amax(dim=0)
-        largest[layer] = torch.maximum(found, largest.get(layer, found))
-
-    layers = [module.get_submodule("fc2") for module in model.modules() if _is_mlp(module)]
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
-    call(model)
-    for hook in hooks:
-        hook.remove()
-    return {layer: found.topk(min(LARGE_FEATURES, len(found))).indices for layer, found in largest.items()}
-
-
-def _bfloat16(model: nn.Module, call: Call) -> Any:
+def _to_bfloat16(model: nn.Module, call: Call) -> Any:
     model = model.to(torch.bfloat16)  # its parameters are its own, only their memory was shared
 
     def cast(
@@ -253,110 +184,13 @@ def _bfloat16(model: nn.Module, call: Call) -> Any:
     return model
 
 
-def compile_forms(model: nn.Module, **options: Any) -> Any:
-    """`torch.compile` with room for many sizes, batches and budgets: torch's own limit is 8, for all models of a class together.
-
-    Args:
-        model: What is compiled, when it is called.
-        options: Of `torch.compile`.
-    """
-    if {"recompile_limit", "isolate_recompiles"} <= inspect.signature(torch.compile).parameters.keys():
-        options |= {"recompile_limit": FORMS, "isolate_recompiles": True}
-    else:  # older releases have one limit for the whole process
-        settings: Any = torch._dynamo.config
-        settings.recompile_limit = max(settings.recompile_limit, FORMS)
-    return torch.compile(model, **options)
-
-
-def _compile(model: nn.Module, call: Call) -> Any:
-    return _compiled(model, call)
-
-
-def _graph(model: nn.Module, call: Call) -> Any:
-    counters = torch._dynamo.utils.counters
-    skips = counters["inductor"]["cudagraph_skips"]
-    # The first call of a graph warms up and the second one records: what is compared afterwards is a replay.
-    graph = _compiled(model, call, calls=2, mode="reduce-overhead")
-    if counters["inductor"]["cudagraph_skips"] > skips:  # compiled it is, with its kernels started one by one
-        raise ValueError(
-            f"torch can record no CUDA graph of the {type(model).__name__}, and TORCH_LOGS=cudagraphs says why: use 'compile'."
-        )
-    # A graph writes its outputs to the same memory at every call. A hook of the wrapper runs outside of what was compiled.
-    graph.register_forward_hook(lambda module, inputs, output: _copied(output))
-    return graph
-
-
-def _compiled(model: nn.Module, call: Call, calls: int = 1, **options: Any) -> Any:
-    """Compiles a model and calls it, since torch compiles no sooner."""
-    compiled = compile_forms(model, fullgraph=True, dynamic=False, **options)
-    try:
-        for _ in range(calls):
-            call(compiled)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # each compiler raises its own kinds; the model as it is has just run
-        reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"torch.compile cannot take the {type(model).__name__}: {reason}") from error
-    return compiled
-
-
-def _copied(output: Any) -> Any:
-    """An output with tensors of its own."""
-    if isinstance(output, Tensor):
-        return output.clone()
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        found = {field.name: _copied(getattr(output, field.name)) for field in dataclasses.fields(output)}
-        return dataclasses.replace(output, **found)
-    if isinstance(output, dict):
-        return {name: _copied(value) for name, value in output.items()}
-    if isinstance(output, tuple | list):
-        return type(output)(*map(_copied, output)) if hasattr(output, "_fields") else type(output)(map(_copied, output))
-    return output
-
-
 MAKERS: dict[str, Callable[[nn.Module, Call], Any]] = {
-    "packed": _packed,
-    "int8": _int8,
-    "bfloat16": _bfloat16,
-    "compile": _compile,
-    "graph": _graph,
+    "packed": to_packed,
+    "int8": to_int8,
+    "bfloat16": _to_bfloat16,
+    "compile": to_compiled,
+    "graph": to_graph,
 }
-
-
-def _replace_linears(
-    model: nn.Module, make: Callable[..., FastLinear], wanted: Callable[[str, nn.Linear], bool]
-) -> int:
-    """Puts fast layers in the place of the wanted linear ones, and spares quick-GELU its two products; returns their number."""
-    count = 0
-    for name, module in list(model.named_modules()):
-        gains = _quick_gelu_gains(module)
-        for child_name, child in list(module.named_children()):
-            if not isinstance(child, nn.Linear) or isinstance(child, FastLinear):
-                continue
-            if wanted(f"{name}.{child_name}".lstrip("."), child):
-                setattr(module, child_name, make(child, **gains.get(child_name, {})))
-                count += 1
-        replaced = [isinstance(getattr(module, child_name), FastLinear) for child_name in gains]
-        if replaced and all(replaced):
-            for child_name, child in list(module.named_children()):
-                if isinstance(child, QuickGELUActivation):
-                    setattr(module, child_name, nn.SiLU(inplace=True))
-    return count
-
-
-def _is_mlp(module: nn.Module) -> bool:
-    """Whether it is two plain linear layers, one behind the other, as transformers, timm and we name them."""
-    first, second = (dict(module.named_children()).get(name) for name in ("fc1", "fc2"))
-    if not isinstance(first, nn.Linear) or not isinstance(second, nn.Linear):
-        return False
-    return type(first) is type(second) is nn.Linear and first.out_features == second.in_features
-
-
-def _quick_gelu_gains(module: nn.Module) -> dict[str, dict[str, float]]:
-    """x * sigmoid(1.702 x) is SiLU(1.702 x) / 1.702: the factors go into the layers before and after it."""
-    if not _is_mlp(module) or not any(isinstance(child, QuickGELUActivation) for child in module.children()):
-        return {}
-    return {"fc1": {"gain": QUICK_GELU, "bias_gain": QUICK_GELU}, "fc2": {"gain": 1 / QUICK_GELU}}
 
 
 def _has_bfloat16(device: torch.device) -> bool:

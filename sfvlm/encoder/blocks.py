@@ -6,12 +6,14 @@ Shapes: B batch, N tokens (class token included), D width.
 import math
 from collections.abc import Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils.generic import ModelOutput
 
 from .configuration import SparseFormerConfig
 
@@ -20,6 +22,17 @@ def check_pixels(pixel_values: Tensor) -> None:
     """Raises ValueError unless these are photos (B, 3, H, W)."""
     if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
         raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, 3, height, width).")
+
+
+def wants_hidden_states(config: PreTrainedConfig, asked: object) -> bool:
+    """Whether a call returns hidden states: as it was asked, or as the configuration says where it was not."""
+    # LLaVA in transformers 5.23 asks by layer number, and layer 0 or -1 must not read as "no".
+    return bool(config.output_hidden_states) if asked is None else asked is not False
+
+
+def as_asked(config: PreTrainedConfig, return_dict: bool | None, output: ModelOutput) -> Any:
+    """The output of a call, or a plain tuple of what is in it."""
+    return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
 class Proportion(NamedTuple):

@@ -1,7 +1,10 @@
-"""Linear layers with their weights in another form: laid out in advance, or in 8 bits. `sfvlm.encoder.accelerate` puts them into models.
+"""Linear layers with their weights in another form: laid out in advance, or in 8 bits. `sfvlm.encoder.replacing` puts them into models.
 
 oneDNN and oneMKL both lay weights out for products of so many rows, and which of them then multiplies faster depends on the
 processor and the layer. So each layer tries both, and takes the one that was faster.
+
+Not torchao for the 8 bits: on a CPU its layers are no faster than float32 until torch.compile has made code of them, and slower than
+these then.
 """
 
 import copy

@@ -4,12 +4,12 @@
     inherited   ours: boxes that move, embedded as the teacher embeds its patches
     chosen      ours: the teacher's own patches, those that it would attend to
 
-Each takes (B, 3, H, W) and a budget N, and gives `Focused`. Shapes as in `sparseformer.py`.
+The first is in `fresh`; `boxes` holds what all three are made of. Each takes (B, 3, H, W) and a budget N, and gives `Focused`.
+Shapes as in `sparseformer.py`.
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,170 +17,11 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from . import roi
-from .blocks import Block
+from .boxes import Focused, Refiner, TokenBoxes, UnitNorm, ZeroLinear
 from .configuration import SparseFormerConfig
+from .fresh import FreshFocusing, SampleAndMix
 
 FirstBlocks = Callable[[Tensor], Tensor]  # the first look's pass through leading blocks: (B, N, D) -> (B, N, D)
-
-
-class Focused(NamedTuple):
-    """What a focusing stage hands to the cortex."""
-
-    tokens: Tensor  # (B, N, D)
-    token_rois: tuple[Tensor, ...]
-    sampling_points: tuple[Tensor, ...]
-    saliency: Tensor | None = None  # (B, patches)
-    cells: Tensor | None = None  # (B, N)
-    context: Tensor | None = None  # (B, M, D)
-    context_rois: Tensor | None = None  # (B, M, 4)
-
-
-class UnitNorm(nn.LayerNorm):
-    """A layer norm that starts with outputs of unit length, in front of what must start gently."""
-
-
-class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero: what it adds is nothing until it has learned something."""
-
-
-class EarlyConv(nn.Module):
-    """One convolution at a quarter of the resolution, shared by all sampling: (B, 3, H, W) -> (B, C, H/4, W/4)."""
-
-    def __init__(self, conv_dim: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, conv_dim, kernel_size=7, stride=2, padding=3)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        # Channels last: pooling is then over contiguous channels (four times faster on a CPU), and the norm needs no copy.
-        x = self.conv(pixels.contiguous(memory_format=torch.channels_last))
-        x = F.relu(F.max_pool2d(x, kernel_size=3, stride=2, padding=1)).permute(0, 2, 3, 1)
-        return F.layer_norm(x, x.shape[-1:]).permute(0, 3, 1, 2)  # a norm over channels, without parameters
-
-
-class SampleAndMix(nn.Module):
-    """Reads the map at points inside each token's box and mixes what it read with weights the token makes itself.
-
-    (B, C, H/4, W/4), tokens (B, N, width), boxes (B, N, 4) -> tokens (B, N, width), points (B, N, P, 2).
-    Adaptive mixing: over channels, then over points (arXiv 2304.03768, section 3.2).
-    """
-
-    def __init__(self, width: int, config: SparseFormerConfig) -> None:
-        super().__init__()
-        self.channels, self.points_in, self.points_out = config.conv_dim, config.num_points, config.mixing_points
-        eps = config.layer_norm_eps
-        self.offset_norm = UnitNorm(width, eps=eps)
-        self.offset = ZeroLinear(width, 2 * self.points_in, bias=False)
-        self.offset_bias = nn.Parameter(torch.empty(2 * self.points_in))
-        self.generator_norm = UnitNorm(width, eps=eps)
-        self.generator_in = nn.Linear(width, config.generator_size)
-        self.generator_out = nn.Linear(config.generator_size, self.channels**2 + self.points_in * self.points_out)
-        self.out = nn.Linear(self.channels * self.points_out, width)
-
-    def forward(self, feature_map: Tensor, tokens: Tensor, token_roi: Tensor) -> tuple[Tensor, Tensor]:
-        offset = self.offset(self.offset_norm(tokens)) + self.offset_bias
-        points = roi.place_points(token_roi, offset.unflatten(-1, (self.points_in, 2)))  # (B, N, P, 2)
-        sampled = roi.sample(feature_map, points).to(tokens.dtype)  # (B, N, P, C)
-
-        weights = self.generator_out(self.generator_in(self.generator_norm(tokens)))
-        over_channels, over_points = weights.split([self.channels**2, self.points_in * self.points_out], dim=-1)
-        mixed = sampled @ over_channels.unflatten(-1, (self.channels, self.channels))  # (B, N, P, C)
-        mixed = over_points.unflatten(-1, (self.points_out, self.points_in)) @ mixed  # (B, N, 2P, C)
-        return tokens + self.out(F.gelu(mixed).flatten(2)), points
-
-
-class PlaceInBox(nn.Module):
-    """Tells a token where its box is: tokens (B, N, width), boxes (B, N, 4) -> tokens (B, N, width)."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width, eps=eps)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, tokens: Tensor, token_roi: Tensor) -> Tensor:
-        position = roi.encode_position(token_roi, tokens.shape[-1]).to(tokens.dtype)
-        return tokens + self.proj(self.norm(position))
-
-
-class Refiner(nn.Module):
-    """Moves and resizes the boxes from what the tokens have read: zero-initialised, so that a new one moves nothing.
-
-    Tokens (B, N, width), boxes (B, N, 4) -> boxes (B, N, 4). Bounded unless the configuration says None: an unbounded run
-    can collapse to boxes ten times the photo, where the repeated border makes all tokens alike.
-    """
-
-    def __init__(self, width: int, config: SparseFormerConfig) -> None:
-        super().__init__()
-        self.max_shift, self.max_log_scale = config.box_shift, config.box_log_scale
-        self.norm = UnitNorm(width, eps=config.layer_norm_eps)
-        self.fc1 = nn.Linear(width, width)
-        self.fc2 = ZeroLinear(width, 4, bias=False)
-
-    def forward(self, tokens: Tensor, token_roi: Tensor) -> Tensor:
-        delta = self.fc2(F.gelu(self.fc1(self.norm(tokens)))).float()
-        if self.max_shift is None or self.max_log_scale is None:
-            return roi.refine(token_roi, delta)
-        return roi.confine(roi.refine(token_roi, roi.bound(delta, self.max_shift, self.max_log_scale)))
-
-
-class TokenBoxes(nn.Module):
-    """The learned boxes every photo starts from: (N, 4), float32 through `.half()` and `.to(dtype)`."""
-
-    def __init__(self, num_tokens: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_tokens, 4, dtype=torch.float32))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TokenBoxes":
-        exact = self.weight.data
-        super()._apply(fn, recurse)
-        if self.weight.dtype != torch.float32:  # rounded to half a pixel: take the device, keep the numbers
-            self.weight.data = exact.to(self.weight.device)
-        return self
-
-    def forward(self, batch: int, num_tokens: int, frames: roi.Frames | None = None) -> Tensor:
-        return roi.framed_layout(self.weight, num_tokens, frames).expand(batch, -1, -1)
-
-
-class FreshFocusing(nn.Module):
-    """The paper's focusing transformer: a small one that reads the photo, moves its boxes, and reads again.
-
-        boxes --> sample + mix --> place --> attend --> MLP --> move boxes --+
-                       ^                                                     |  x 4, shared weights
-                       +-----------------------------------------------------+
-        then: lift to the cortex width, and read once more.
-
-    (B, 3, H, W) -> tokens (B, N, D), boxes after every step (B, N, 4), points of every look (B, N, P, 2).
-    Source: arXiv 2312.01987; showlab/sparseformer, `modeling.py`.
-    """
-
-    def __init__(self, config: SparseFormerConfig) -> None:
-        super().__init__()
-        width, eps = config.focusing_size, config.layer_norm_eps
-        self.early_conv = EarlyConv(config.conv_dim)
-        self.token_roi = TokenBoxes(config.num_tokens)
-        self.token = nn.Parameter(torch.empty(width))  # one for all: only its box tells a token from another
-        self.stage_embedding = nn.Parameter(torch.empty(config.num_focusing_steps, width))
-        self.sample_and_mix = SampleAndMix(width, config)
-        self.place_in_box = PlaceInBox(width, eps)
-        self.block = Block(width, width // 64, 4 * width, "gelu", eps)
-        self.refiner = Refiner(width, config)
-        self.lift = nn.Linear(width, config.hidden_size)
-        self.last_sample_and_mix = SampleAndMix(config.hidden_size, config)
-        self.last_place_in_box = PlaceInBox(config.hidden_size, eps)
-
-    def forward(self, pixels: Tensor, num_tokens: int, frames: roi.Frames | None = None) -> Focused:
-        feature_map = self.early_conv(pixels)  # (B, C, H/4, W/4)
-        token_roi = self.token_roi(pixels.shape[0], num_tokens, frames)  # (B, N, 4)
-        tokens = self.token.expand(pixels.shape[0], num_tokens, -1)  # (B, N, F)
-        rois, looks = [roi.on_photo(token_roi, frames)], []
-        for stage in self.stage_embedding:
-            tokens, points = self.sample_and_mix(feature_map, tokens + stage, rois[-1])
-            tokens = self.block(self.place_in_box(tokens, token_roi))
-            token_roi = self.refiner(tokens, token_roi)
-            rois.append(roi.on_photo(token_roi, frames))
-            looks.append(points)
-        tokens = self.lift(tokens)  # (B, N, D)
-        tokens, points = self.last_sample_and_mix(feature_map, tokens, rois[-1])
-        return Focused(self.last_place_in_box(tokens, token_roi), tuple(rois), (*looks, points))
 
 
 class Glimpses(nn.Module):

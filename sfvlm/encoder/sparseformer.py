@@ -34,9 +34,20 @@ from transformers.utils.generic import ModelOutput
 
 from . import roi
 from .accelerate import accelerate, example_pixels
-from .blocks import AttentionPool, Block, Head, Proportion, ProportionalAttention, block_sizes, check_pixels
+from .blocks import (
+    AttentionPool,
+    Block,
+    Head,
+    Proportion,
+    ProportionalAttention,
+    as_asked,
+    block_sizes,
+    check_pixels,
+    wants_hidden_states,
+)
 from .configuration import SparseFormerConfig
-from .focusing import FOCUSING, FreshFocusing, init_focusing
+from .focusing import FOCUSING, init_focusing
+from .fresh import FreshFocusing
 
 
 @dataclass
@@ -154,10 +165,11 @@ class SparseFormerModel(PreTrainedModel):
         hidden = hidden[:, :own]
         pooled, logits = self.head(hidden)
 
+        wanted = wants_hidden_states(self.config, output_hidden_states)
         output = SparseFormerOutput(
             last_hidden_state=hidden,
             pooler_output=pooled,
-            hidden_states=tuple(hidden_states) if self._wants_hidden_states(output_hidden_states) else None,
+            hidden_states=tuple(hidden_states) if wanted else None,
             token_rois=focused.token_rois,
             sampling_points=focused.sampling_points,
             logits=logits,
@@ -165,8 +177,7 @@ class SparseFormerModel(PreTrainedModel):
             cells=focused.cells,
             context_rois=focused.context_rois,
         )
-        as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
-        return output.to_tuple() if as_tuple else output
+        return as_asked(self.config, return_dict, output)
 
     @contextmanager
     def focused_on(self, focus: Tensor, share: float = 1.0) -> Iterator[None]:
@@ -219,10 +230,6 @@ class SparseFormerModel(PreTrainedModel):
                 lambda hidden, *parts: block(hidden, Proportion(*parts) if parts else None), hidden, *(proportion or ())
             )
         return block(hidden, proportion)
-
-    def _wants_hidden_states(self, asked: bool | int | None) -> bool:
-        # LLaVA in transformers 5.23 asks by layer number, and layer 0 or -1 must not read as "no".
-        return bool(self.config.output_hidden_states) if asked is None else asked is not False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

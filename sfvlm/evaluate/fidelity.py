@@ -23,9 +23,8 @@ from ..bootstrap.targets.conversations import Conversations
 from ..bootstrap.targets.interview import Interview, distinct_names
 from ..hosts.reader import Texts
 from ..photos.decode import UnreadablePhoto
-from ..photos.showable import ShowablePhotos
 from ..photos.sources import SomePhotos
-from ..photos.views import view_settings
+from ..photos.views import ShowablePhotos, view_settings
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def measure_fidelity(
 ) -> dict[str, Fidelity]:
     """Asks a host about photos with its dense tower, and reads its answers again through others.
 
-    Photos that cannot be shown, as `showable` says, are passed over like those that cannot be read.
+    Photos that cannot be shown, as `sfvlm.photos.views.too_long` says, are passed over like those that cannot be read.
 
     A photo is one sequence of tokens, seen as the host's processor shows it: padded to a square, the square in its middle, or
     for SigLIP all of it squashed. Of a host that cuts photos into tiles this is the overview alone.

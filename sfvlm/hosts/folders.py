@@ -30,7 +30,8 @@ from ..util.files import appearing, check_absent, read_json
 from ..util.results import provenance
 from ..util.tensors import tensor_hash
 from ..zoo.weight_files import WeightFiles, open_weights, read_tensors
-from .plan import Plan, Setting, apply_plan, plan_swap, read_host, restore
+from .facts import read_host
+from .plan import Plan, Setting, apply_plan, plan_swap, restore
 from .tower import check_dtype
 from .weights import bytes_hash, parts, tower_prefix, write_weights
 

@@ -18,8 +18,9 @@ from torch import nn
 
 from ..encoder.folder import open_student
 from ..zoo.names import resolve
+from .facts import read_host
 from .folders import swap_folder, undo_folder
-from .plan import Plan, Setting, apply_plan, plan_swap, read_host, restore
+from .plan import Plan, Setting, apply_plan, plan_swap, restore
 from .tower import check_dtype, check_tower
 
 __all__ = ["Swapped", "swap", "swap_folder", "undo_folder"]

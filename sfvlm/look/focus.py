@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..encoder.configuration import SparseFormerConfig
-from ..hosts.host import Host, user_message
+from ..hosts.host import Host
+from ..hosts.template import user_message
 from ..photos.scene_texts import Box, SceneObject, plural
 from ..photos.scene_texts import Question as SceneQuestion
 from ..photos.scenes import Scene, render_scene

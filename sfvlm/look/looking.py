@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..encoder import roi
 from ..encoder.sparseformer import SparseFormerModel
-from ..hosts.host import Host, user_message
+from ..hosts.host import Host
 from ..hosts.reader import new_cache, remembering
 from ..hosts.reply import Reply, Timings
+from ..hosts.template import user_message
 
 VIEW_SIDE = 672  # pixels of the pictures that are shown
 

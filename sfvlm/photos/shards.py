@@ -3,6 +3,9 @@
 The index is read once, from the headers alone; a sample is then read by offset and size.
 
     members of the tar -> what each is, by its name and the others' -> samples: key, and where its members lie
+
+Not webdataset: it has no sample by number, and ends a shard that was cut short at a header without a word; wids numbers samples, and
+drops those of their members that lie apart.
 """
 
 import json

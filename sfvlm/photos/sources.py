@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from PIL import Image
 from torch.utils.data import Dataset
 
 from ..util.errors import shortened
@@ -177,6 +178,18 @@ def readable(photos: SomePhotos, indices: Iterable[int] | None = None) -> Iterat
     for index in range(len(photos)) if indices is None else indices:
         with suppress(UnreadablePhoto):
             yield photos[index]
+
+
+def first_images(photos: Photos, count: int) -> list[Image.Image]:
+    """The first photos that can be read, at most so many.
+
+    Raises:
+        ValueError: None can.
+    """
+    found = [photo.image for photo in itertools.islice(readable(photos), count)]
+    if not found:
+        raise ValueError(f"None of the {len(photos)} photos of {', '.join(photos.origins)} can be read.")
+    return found
 
 
 def open_photos(

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import torch
 
-from ..alternatives.controls import macs
+from ..alternatives.costs import macs
 from ..bootstrap.options import BootstrapOptions
 from ..bootstrap.run import METRICS, bootstrap
 from ..encoder.configuration import SparseFormerConfig
 from ..encoder.sparseformer import SparseFormerModel
+from ..photos.batches import EpochSampler, Selection, ViewDataset, view_loader
 from ..photos.sources import Photos
-from ..photos.views import EpochSampler, Selection, ViewDataset, view_loader
 from ..teachers.inherit import inherit
 from ..teachers.open import DenseTransformer, Teacher
 from .floor import Ceiling

@@ -26,15 +26,15 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from ..alternatives.controls import macs
+from ..alternatives.costs import macs
 from ..alternatives.methods import METHODS, method_named
 from ..alternatives.towers import REDUCE, reduce
 from ..encoder.blocks import ProportionalAttention
 from ..encoder.configuration import PRESETS, SparseFormerConfig, preset
 from ..encoder.folder import open_student
 from ..encoder.sparseformer import SparseFormerModel
-from ..teachers.inherit import student_config
 from ..teachers.open import DenseTransformer, Teacher, open_teacher
+from ..teachers.student import student_config
 from ..util.choices import Focusing
 from ..util.files import read_json
 from ..zoo.names import ZOO, resolve
@@ -79,7 +79,7 @@ class Encoder:
 
     @cached_property
     def macs(self) -> int:
-        """Multiply-adds of a photo, as `sfvlm.alternatives.controls.macs` counts them; 0 where unknown. Nothing is computed for it."""
+        """Multiply-adds of a photo, as `sfvlm.alternatives.costs.macs` counts them; 0 where unknown. Nothing is computed for it."""
         if self.counted is None:
             return 0
         return macs(_without_memory(self.counted), self.image_size)
@@ -210,7 +210,7 @@ class Encoders:
         return Encoder(shown, base, model, image_size, num_tokens, self.device, self.dtype, counted=model)
 
     def _onnx(self, path: str) -> Encoder:
-        from ..onnx.export import OnnxEncoder
+        from ..onnx.session import OnnxEncoder
 
         if self.device.type != "cpu" or self.dtype != torch.float32:
             raise ValueError(f"{path} runs on the CPU in float32 alone: give --device cpu, and no other --dtype.")

@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..alternatives.controls import macs, macs_a_photo
-from ..hosts.host import Host, user_message
-from ..hosts.plan import HOSTS
+from ..alternatives.costs import macs, macs_a_photo
+from ..hosts.facts import HOSTS
+from ..hosts.host import Host
 from ..hosts.reader import next_word
+from ..hosts.template import user_message
 from ..util.choices import SPEED_PROMPT
 from .energy import Meter
 from .measure import Measures, Phases, Row, cost_rows, in_turns

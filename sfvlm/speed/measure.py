@@ -6,6 +6,8 @@
 
 A measure's name ends in its unit, one of `UNITS`: `encode_seconds`, `read_bytes`. What is measured of hosts: `sfvlm.speed.hosts`;
 of encoders alone: `sfvlm.speed.encoders`; random models of published sizes to measure: `sfvlm.speed.shapes`.
+
+Not torch.utils.benchmark: its `Timer` ends with one thing before it begins the next, and measures neither phases nor memory.
 """
 
 import importlib.metadata

@@ -24,9 +24,9 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from ..alternatives.towers import ReducedTowerConfig
+from ..alternatives.configuration import ReducedTowerConfig
 from ..encoder.configuration import SparseFormerConfig
-from ..teachers.inherit import student_config
+from ..teachers.student import student_config
 from .hosts import Subject
 
 # Fields of transformers' CLIPVisionConfig.

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..encoder.configuration import SparseFormerConfig
 from ..util.errors import reason
 from ..util.files import read_json
-from ..zoo.names import hub_folder
+from ..zoo.downloads import hub_folder
 from ..zoo.weight_files import WeightFiles, open_weights, read_tensors
 from .facts import activation_name, library, only_epsilon, teacher_config
 from .preprocessors import of_open_clip, of_transformers

@@ -4,23 +4,20 @@ Every teacher tensor is either inherited or dropped on purpose; every student te
 list of fresh ones. Anything else is an error.
 """
 
-import json
-import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..encoder.configuration import SparseFormerConfig
 from ..encoder.sparseformer import SparseFormerModel
-from ..util.choices import Focusing
 from ..util.files import read_json
 from ..util.tensors import check_keys
 from ..zoo.names import resolve
+from .kernels import resample_kernel
 from .open import Teacher
+from .report import InheritanceReport, Row
 
 Table = dict[str, str | None]
 
@@ -49,10 +46,6 @@ FRESH: Table = {
 
 TABLES: dict[str, Table] = {"inherited": INHERITED, "chosen": INHERITED, "fresh": FRESH}
 
-# What measurement prefers (RESULTS.md): a host wants tokens from everywhere, one vector for the photo the best of all, and more
-# context for them.
-HOSTS_CHOICE, OWN_CHOICE = dict(even_share=1.0, context_share=0.5), dict(even_share=0.2, context_share=1.0)
-
 # Student tensors that have no counterpart in a teacher.
 FRESH_TENSORS: dict[str, tuple[str, ...]] = {
     "inherited": ("focusing.token_roi.weight", "focusing.refiner.*", "focusing.memory_norm.*", "focusing.memory.*"),
@@ -65,102 +58,6 @@ FRESH_TENSORS: dict[str, tuple[str, ...]] = {
     ),
     "fresh": ("focusing.*",),
 }
-
-
-class Row(NamedTuple):
-    """One student tensor: its teacher tensor (None: fresh), whether it is trained, and its size."""
-
-    student: str
-    teacher: str | None
-    trained: bool
-    parameters: int
-
-
-@dataclass(frozen=True)
-class InheritanceReport:
-    """What became of every tensor; `inheritance.json` in the output folder."""
-
-    teacher: str
-    teacher_sha256: str
-    rows: tuple[Row, ...]
-    dropped: tuple[tuple[str, int], ...]  # teacher tensors left behind on purpose, with their sizes
-    earlier: str | None = None  # the student whose weights took the place of the teacher's, if any
-
-    def count(self, *, inherited: bool | None = None, trained: bool | None = None) -> int:
-        """Parameters of the student, filtered."""
-        return sum(
-            row.parameters
-            for row in self.rows
-            if (inherited is None or (row.teacher is not None) == inherited)
-            and (trained is None or row.trained == trained)
-        )
-
-    def summary(self) -> str:
-        """A table of parameters in millions, for people."""
-        lines = [
-            ("inherited, frozen", self.count(inherited=True, trained=False)),
-            ("inherited, tuned", self.count(inherited=True, trained=True)),
-            ("fresh", self.count(inherited=False)),
-            ("dropped from the teacher", sum(size for _, size in self.dropped)),
-        ]
-        return "\n".join(f"{name:<26}{size / 1e6:9.3f} M" for name, size in lines)
-
-    def save(self, folder: Path) -> None:
-        rows = [row._asdict() for row in self.rows]
-        (folder / "inheritance.json").write_text(json.dumps(asdict(self) | {"rows": rows}, indent=1) + "\n")
-
-
-def student_config(
-    teacher: SparseFormerConfig,
-    *,
-    focusing: Focusing = "chosen",
-    num_tokens: int = 49,
-    truncate: int | None = None,
-    for_host: bool = False,
-    **overrides: Any,
-) -> SparseFormerConfig:
-    """The configuration of a student of this teacher.
-
-    Args:
-        teacher: The teacher's configuration.
-        focusing: Which focusing stage.
-        num_tokens: The budget; a square number but for fresh focusing.
-        truncate: Leading teacher blocks left out; by default a third for fresh focusing, which replaces them, and none for
-            the others, which start from them.
-        for_host: A LLaVA shall read the tokens, and not only the pooled vector matters: decides how patches are chosen.
-        overrides: Other fields of the configuration.
-
-    Raises:
-        ValueError: The budget is not square where it must be, or nothing would be left of the teacher.
-    """
-    depth = teacher.num_hidden_layers
-    if truncate is None:
-        truncate = depth // 3 if focusing == "fresh" else 0
-    if not 0 <= truncate < depth:
-        raise ValueError(f"Truncating {truncate} of the teacher's {depth} blocks leaves none.")
-    side = math.isqrt(num_tokens)
-    if focusing != "fresh" and side * side != num_tokens:
-        raise ValueError(
-            f"num_tokens is {num_tokens}; {focusing} focusing starts from a square grid: try {side**2} or {(side + 1) ** 2}."
-        )
-    width = teacher.hidden_size
-    fields = teacher.to_dict()
-    for name in ("transformers_version", "architectures", "model_type", "dtype"):
-        fields.pop(name, None)
-    fields |= dict(
-        focusing=focusing,
-        num_tokens=num_tokens,
-        num_hidden_layers=depth - truncate,
-        focusing_size=max(64, round(width / 2 / 64) * 64),
-        glimpse_size=teacher.teacher_patch_size,
-        crop_rounding="down",  # of the preprocessor that is written beside it
-    )
-    if focusing == "chosen":
-        fields |= dict(context_blocks=round((depth - truncate) * 2 / 3), proportional_attention=True)
-        fields |= HOSTS_CHOICE if for_host else OWN_CHOICE
-    if focusing == "fresh":
-        fields |= dict(pre_norm=False)
-    return SparseFormerConfig(**(fields | overrides))
 
 
 def inherit(
@@ -200,21 +97,6 @@ def inherit(
     trained = freeze(student, blocks)
     rows = tuple(Row(key, origin.get(key), key in trained, state[key].numel()) for key in state)
     return student, InheritanceReport(teacher.source, teacher.sha256, rows, tuple(dropped))
-
-
-def check_descent(config: SparseFormerConfig, teacher: Teacher, source: str) -> None:
-    """Whether a student of this configuration can be one of this teacher.
-
-    Raises:
-        ValueError: They differ in what is inherited.
-    """
-    names = ["hidden_size", "projection_dim", "num_classes", "pooling"]
-    names += [] if config.focusing == "fresh" else ["teacher_grid", "teacher_patch_size"]
-    if other := [name for name in names if getattr(config, name) != getattr(teacher.config, name)]:
-        raise ValueError(
-            f"The SparseFormer in {source} and the teacher {teacher.source} differ in {', '.join(other)}: name the teacher "
-            "that it was made from (--teacher)."
-        )
 
 
 def take_over(
@@ -321,25 +203,3 @@ def _transform(target: str, tensor: Tensor, teacher: dict[str, Tensor], config: 
     if target == "cls_token":
         return tensor + teacher["positions"][0]  # a class token's position never changes, so it is one vector
     return tensor
-
-
-@torch.compiler.assume_constant_result
-def _kernel_resampling(old: int, new: int, device: torch.device) -> Tensor:
-    """(new, old): what to multiply a kernel's rows and columns with, so that it answers a resized picture as before.
-
-    For enlarged pictures the pseudo-inverse of bilinear enlargement, for reduced ones its transpose: going up and down
-    again is the identity (FlexiViT, arXiv 2212.08013, section 3.4).
-    """
-    small, large = sorted((old, new))
-    enlarge = F.interpolate(torch.eye(small, dtype=torch.float64)[None], size=large, mode="linear")[
-        0
-    ].T  # (large, small)
-    return (torch.linalg.pinv(enlarge).T if new > old else enlarge.T).float().to(device)
-
-
-def resample_kernel(kernel: Tensor, side: int) -> Tensor:
-    """A patch embedding for another patch size: (D, 3, p, p) -> (D, 3, side, side)."""
-    if kernel.shape[-1] == side:
-        return kernel
-    weights = _kernel_resampling(kernel.shape[-1], side, kernel.device)
-    return (weights @ kernel.float() @ weights.T).to(kernel.dtype)

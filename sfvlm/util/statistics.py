@@ -1,6 +1,9 @@
 """How sure a score is, and a difference of two: bootstrap intervals that draw photos, not questions.
 
 Questions about one photo stand or fall together, so that resampling them one by one would promise too much.
+
+Not scipy.stats.bootstrap, whose numbers these are where it can: it pairs all samples or none, and so cannot keep a photo's questions
+together and draw within strata.
 """
 
 from collections.abc import Hashable, Iterator, Sequence

@@ -175,6 +175,17 @@ def run_of(path: Path) -> Run | None:
     return runs.pop() if len(runs) == 1 else None
 
 
+def answer_folder(results: Path) -> Path:
+    """Where the answers behind a results file lie."""
+    return results.with_suffix("") / "answers"
+
+
+def answer_path(results: Path, benchmark: str, model: str) -> Path:
+    """The answer file of a model, whose name becomes a file's; `answer_names` reads it from there."""
+    safe_name = re.sub(r"[^\w.@-]+", "-", model).strip("-")
+    return answer_folder(results) / f"{benchmark}.{safe_name}.jsonl"
+
+
 def answer_names(paths: Sequence[Path], benchmark: str) -> list[str]:
     """What the models of answer files are called: as the files say, or by the files' names where that is not one each."""
     said = [run.model_id for path in paths if (run := run_of(path)) is not None and run.model_id]

@@ -4,6 +4,8 @@ The measure of "CIDEr: Consensus-based Image Description Evaluation" (arXiv 1411
 reports, as computed by pycocoevalcap (cider/cider_scorer.py): n-grams of 1 to 4 words weighted by their rarity over
 the photos measured, clipped, with a penalty for another length. A score depends on all photos of a run. Papers print it
 times 100.
+
+Not pycocoevalcap itself, whose numbers these are: its words need Java, and it brings 42 MB of Java archives for other measures.
 """
 
 import math

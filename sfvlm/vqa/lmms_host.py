@@ -9,7 +9,8 @@ from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from ..hosts.host import Message, open_host
+from ..hosts.host import open_host
+from ..hosts.template import Message
 
 # Settings that are read, or say nothing to who takes the likeliest word; and values by which the others do nothing.
 READ, NEUTRAL = {"max_new_tokens", "do_sample", "temperature", "num_beams", "top_p", "top_k"}, (None, 0, 1, False, True)

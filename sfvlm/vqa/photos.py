@@ -15,8 +15,8 @@ from PIL import Image
 
 from ..photos.decode import Photo, UnreadablePhoto, decode_image
 from ..photos.names import PhotoName, agreeing, closest, photo_name
-from ..photos.showable import shown
 from ..photos.sources import Photos
+from ..photos.views import shown
 from ..util.subsets import spread
 from .formats import mm_bench_photos
 from .questions import Question

@@ -13,7 +13,7 @@ photo which side it is on, whatever shard it comes from.
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -85,6 +85,36 @@ def daquar_kind(words: str) -> str:
     return "color" if asks_color else "object"
 
 
+def boxed_objects(photos: Photos) -> tuple[Labels, Labels]:
+    """What is there and what may be, by photo, where boxes say it: {"boxes": [[label, ...], ...]}.
+
+    Raises:
+        ValueError: No photo has boxes.
+    """
+    present = {photo.key: sorted({str(box[0]) for box in _of(photo, "boxes")}) for photo in _readable(photos, "all")}
+    if not any(present.values()):
+        raise ValueError(f"The photos of {', '.join(photos.origins)} have no boxes to ask for.")
+    return present, present
+
+
+def captioned_objects(photos: Photos) -> tuple[Labels, Labels]:
+    """Which of COCO's objects are there and which may be, by photo, where captions say it.
+
+    What at least two captions of a photo show is there, and what none so much as may show is not; what is between is not asked
+    for (`sfvlm.photos.caption_objects`). People do not tell all they see, so some of what "is not" there is: right answers are fewer
+    than with boxes, for every model alike.
+
+    Raises:
+        ValueError: No two captions of a photo show the same object.
+    """
+    captions = {photo.key: photo.captions for photo in _readable(photos, "all")}
+    shown = {key: times_shown(texts) for key, texts in captions.items()}
+    present = {key: sorted(name for name, times in found.items() if times > 1) for key, found in shown.items()}
+    if not any(present.values()):
+        raise ValueError(f"The photos of {', '.join(photos.origins)} have no two captions that show the same object.")
+    return present, {key: sorted(objects_possible(texts)) for key, texts in captions.items()}
+
+
 def pope_questions(
     photos: Photos,
     seed: int = 0,
@@ -92,64 +122,24 @@ def pope_questions(
     negatives: Negatives = "matched",
     most: int = 6,
     suffix: str = SHORT_ANSWER,
+    objects: Callable[[Photos], tuple[Labels, Labels]] = boxed_objects,
 ) -> list[Question]:
-    """As many objects that are there as objects that are not; the category is how the latter were chosen.
+    """As many objects that are there as objects that cannot be; the category is how the latter were chosen.
 
     Args:
-        photos: With {"boxes": [[label, ...], ...]}.
+        photos: With what `objects` reads.
         seed: Questions depend on it and on the photos alone.
         split: Photos asked about; which objects come together is known from all of them.
         negatives: How absent objects are chosen.
         most: Present objects asked for, a photo.
         suffix: Below each question.
+        objects: Photos to the objects that are there and those that may be.
 
     Raises:
-        ValueError: No photo has boxes, or all show the same.
+        ValueError: As `objects` does, or all photos show the same.
     """
-    present = {photo.key: sorted({str(box[0]) for box in _of(photo, "boxes")}) for photo in _readable(photos, "all")}
-    if not any(present.values()):
-        raise ValueError(f"The photos of {', '.join(photos.origins)} have no boxes to ask for.")
-    return _existence(photos, present, present, seed, split, negatives, most, suffix)
-
-
-def pope_caption_questions(
-    photos: Photos,
-    seed: int = 0,
-    split: Split = "all",
-    negatives: Negatives = "matched",
-    most: int = 6,
-    suffix: str = SHORT_ANSWER,
-) -> list[Question]:
-    """The questions of `pope_questions` about COCO's objects, where photos have captions instead of boxes.
-
-    What at least two captions of a photo show is there, and what none so much as may show is not; what is between is not asked
-    for (`sfvlm.photos.caption_objects`). People do not tell all they see, so some of what "is not" there is: right answers are fewer
-    than with boxes, for every model alike.
-
-    Raises:
-        ValueError: No two captions of a photo show the same object, or all photos show the same.
-    """
-    captions = {photo.key: photo.captions for photo in _readable(photos, "all")}
-    shown = {key: times_shown(texts) for key, texts in captions.items()}
-    present = {key: sorted(name for name, times in found.items() if times > 1) for key, found in shown.items()}
-    if not any(present.values()):
-        raise ValueError(f"The photos of {', '.join(photos.origins)} have no two captions that show the same object.")
-    possible = {key: sorted(objects_possible(texts)) for key, texts in captions.items()}
-    return _existence(photos, present, possible, seed, split, negatives, most, suffix)
-
-
-def _existence(
-    photos: Photos,
-    present: Labels,
-    possible: Labels,
-    seed: int,
-    split: Split,
-    negatives: Negatives,
-    most: int,
-    suffix: str,
-) -> list[Question]:
-    """Questions about `present` objects and, as often, about ones that are not even `possible`; none of a photo of no object."""
-    present = {key: labels for key, labels in present.items() if labels}
+    found, possible = objects(photos)
+    present = {key: labels for key, labels in found.items() if labels}
     rng = np.random.default_rng(seed)
     asked = {
         key: [labels[i] for i in rng.permutation(len(labels))[:most]]
@@ -170,6 +160,9 @@ def _existence(
             f"All photos of {', '.join(photos.origins)} show the same objects: there is nothing to ask for."
         )
     return questions
+
+
+pope_caption_questions = partial(pope_questions, objects=captioned_objects)
 
 
 def _matched(rng: np.random.Generator, present: Labels, possible: Labels, asked: Labels) -> Labels:

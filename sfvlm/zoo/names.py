@@ -12,26 +12,16 @@ import difflib
 import hashlib
 import importlib.metadata
 import os
-import tempfile
-import urllib.request
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
-from ..util.errors import NotWritten
-from ..util.files import replacing, write_text, writing
+from ..util.files import write_text
+from .cache import cache_folder, cached, make_writable
+from .downloads import download, hub_folder
 from .packing import assemble, file_sha256, tower_of
-from .weight_files import SAFE, SAFE_INDEX
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-TIMEOUT = 30  # seconds without a byte
 
 Kind = Literal["shipped", "release", "teacher", "host"]
 
@@ -128,45 +118,10 @@ def folder_of(name: str | Path) -> Path:
     return Path(found) if Path(found).is_dir() else hub_folder(str(found), pickles=True)
 
 
-def hub_folder(source: str, what: str | None = None, *, pickles: bool = False, local_files_only: bool = False) -> Path:
-    """Downloads a transformers model, or finds it in the cache: configuration, tokenizer, processor, weights.
-
-    Args:
-        source: Its hub id.
-        what: What it is called in the error.
-        pickles: Take pickled weights where there are no safetensors.
-        local_files_only: Look in the cache alone.
-
-    Raises:
-        ValueError: It can be neither downloaded nor found.
-    """
-    from huggingface_hub import snapshot_download
-
-    settings = ["*.json", "*.txt", "*.model", "*.jinja"]
-    try:
-        download = partial(snapshot_download, source, local_files_only=local_files_only)
-        found = Path(download(allow_patterns=[*settings, "model*.safetensors"]))
-        if pickles and not any((found / name).is_file() for name in (SAFE, SAFE_INDEX)):
-            found = Path(download(allow_patterns=[*settings, "pytorch_model*.bin"]))
-        return found
-    except Exception as error:  # of a bad name, a missing model, a closed one, no network: many kinds
-        raise ValueError(
-            f"{what or repr(source)} is neither a folder nor a model that can be downloaded or found in the cache "
-            f"({type(error).__name__}); offline, give the path of a local folder."
-        ) from error
-
-
 def shipped() -> dict[str, int]:
     """Names of the shipped models that this installation has, and their sizes in bytes as stored."""
     names = [name for name, entry in ZOO.items() if entry.kind == "shipped" and (WEIGHTS / name).is_dir()]
     return {name: sum(file.stat().st_size for file in (WEIGHTS / name).rglob("*") if file.is_file()) for name in names}
-
-
-def cache_folder() -> Path:
-    """Where downloads and assembled folders lie; see the head of this module. It need not exist."""
-    if given := os.environ.get("SFVLM_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sfvlm"
 
 
 def _shipped_folder(name: str) -> Path:
@@ -185,8 +140,8 @@ def _shipped_folder(name: str) -> Path:
         digest.update(f"{file.name} {file_sha256(file)}\n".encode())  # tower.json has the hash of the tower's file
     folder = cache_folder() / f"{name}-{digest.hexdigest()[:16]}"
     if not folder.is_dir():
-        _make_writable(folder.parent)
-        with _cached(folder) as temporary:
+        make_writable(folder.parent)
+        with cached(folder) as temporary:
             assemble(stored, _shipped_folder(tower), temporary)
     return folder
 
@@ -199,93 +154,19 @@ def _release_folder(name: str, entry: Entry) -> Path:
     folder = cache_folder() / f"{name}-{importlib.metadata.version('sfvlm')}"
     if folder.is_dir():
         return folder
-    _make_writable(folder.parent)
+    make_writable(folder.parent)
     file = download(entry.source, folder.with_name(entry.source.rpartition("/")[2]), entry.sha256)
     try:
         model = load_official(file, name)
     except Exception as error:  # a damaged pickle raises errors of many unrelated types
         reason = error if isinstance(error, ValueError) else type(error).__name__
         raise ValueError(f"{file} cannot be opened as {name} ({reason}); remove it to download it again.") from error
-    with _cached(folder) as temporary:
+    with cached(folder) as temporary:
         model.save_pretrained(temporary)
         image_processor(model.config).save_pretrained(temporary)
         card = f"# {name}\n\nConverted from {entry.source} (sha256 {file_sha256(file)}), MIT licence.\n"
         write_text(temporary / "README.md", card)
     return folder
-
-
-def _make_writable(cache: Path) -> None:
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        writable = os.access(cache, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise ValueError(f"The cache folder {cache} cannot be written: set SFVLM_CACHE to one that can.")
-
-
-@contextmanager
-def _cached(folder: Path) -> Iterator[Path]:
-    """Gives a temporary folder that becomes `folder`, unless another process has made that one meanwhile."""
-    with (
-        writing(folder, folder.parent),
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as around,
-    ):
-        temporary = Path(around) / folder.name
-        temporary.mkdir()
-        yield temporary
-        try:
-            os.replace(temporary, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-
-
-def download(url: str, path: Path, sha256: str | None = None) -> Path:
-    """Makes sure that the file of `url` lies at `path`, whole and verified, and returns `path`.
-
-    It is written under a temporary name, so that two processes may download at once. Without a hash to verify, a warning
-    says the one it has.
-
-    Raises:
-        ValueError: It cannot be downloaded, and says where to put it; or its hash is another one.
-    """
-    if path.is_file():
-        digest = file_sha256(path)
-        if sha256 not in (None, digest):
-            raise ValueError(f"{path} has the sha256 {digest}, not {sha256}; remove it to download it again.")
-    else:
-        try:
-            with replacing(path) as temporary:
-                digest = _receive(url, temporary)
-                if sha256 not in (None, digest):
-                    raise ValueError(f"{url} has the sha256 {digest}, not {sha256}; nothing of it was kept.")
-        except NotWritten:
-            raise
-        except (OSError, HTTPException) as error:
-            raise ValueError(
-                f"{url} cannot be downloaded ({error}); get that file on a machine with network and put it at {path}."
-            ) from error
-    if sha256 is None:
-        warnings.warn(f"No hash of {url} is known, so {path} is unverified; its sha256 is {digest}.", stacklevel=2)
-    return path
-
-
-def _receive(url: str, path: Path) -> str:
-    """Streams a URL to a file with a progress bar and returns its sha256; OSError where it ends too early."""
-    digest, received = hashlib.sha256(), 0
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response, path.open("wb") as out:
-        length = response.headers.get("Content-Length")
-        total = int(length) if length else None
-        with tqdm(total=total, desc=url.rpartition("/")[2], unit="B", unit_scale=True) as bar:
-            while chunk := response.read(1 << 20):
-                out.write(chunk)
-                digest.update(chunk)
-                received += len(chunk)
-                bar.update(len(chunk))
-    if total is not None and received != total:
-        raise OSError(f"the connection ended after {received} of {total} bytes")
-    return digest.hexdigest()
 
 
 def listing() -> str:

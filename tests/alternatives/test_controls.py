@@ -9,24 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfvlm.alternatives.controls import (
-    Control,
-    LargerPatch,
-    LowerResolution,
-    Schedule,
-    TokenMerging,
-    cost,
-    macs,
-    make_controls,
-    merge,
-    merging_counts,
-)
+from sfvlm.alternatives.controls import Control, LargerPatch, LowerResolution, TokenMerging, make_controls
+from sfvlm.alternatives.costs import cost, macs
+from sfvlm.alternatives.merging import Schedule, merge, merging_counts
 from sfvlm.encoder import roi
 from sfvlm.encoder.configuration import SparseFormerConfig
 from sfvlm.encoder.sparseformer import SparseFormerModel
-from sfvlm.evaluate.zeroshot import Student
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.evaluate.encoding import Student
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import DenseTransformer, Teacher
+from sfvlm.teachers.student import student_config
 
 KINDS = ["cls", "mean", "attention"]
 

@@ -15,12 +15,16 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel
 
 import sfvlm
-from sfvlm.alternatives.controls import LargerPatch, LowerResolution, TokenMerging, macs
-from sfvlm.alternatives.towers import METHODS, ReducedTower, ReducedTowerConfig, reduce, reduce_host
+from sfvlm.alternatives.configuration import ReducedTowerConfig
+from sfvlm.alternatives.controls import LargerPatch, LowerResolution, TokenMerging
+from sfvlm.alternatives.costs import macs
+from sfvlm.alternatives.towers import METHODS, ReducedTower, reduce, reduce_host
 from sfvlm.cli import run
-from sfvlm.commands.swap import SwapCommand, swap_command
+from sfvlm.commands.options.swap import SwapCommand
+from sfvlm.commands.swap import swap_command
+from sfvlm.hosts.folders import swap_folder, undo_folder
 from sfvlm.hosts.host import open_host
-from sfvlm.hosts.swap import swap, swap_folder, undo_folder
+from sfvlm.hosts.swap import swap
 from sfvlm.hosts.tower import check_tower
 from sfvlm.teachers.open import DenseTransformer, open_teacher
 

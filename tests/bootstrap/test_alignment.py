@@ -21,9 +21,11 @@ from sfvlm.bootstrap.targets.conversations import Conversations
 from sfvlm.bootstrap.targets.teacher import TeacherTargets
 from sfvlm.encoder.sparseformer import SparseFormerOutput
 from sfvlm.hosts.reader import HostReader
-from sfvlm.photos.views import ViewDataset, collate_views, normalize
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.photos.batches import ViewDataset, collate_views
+from sfvlm.photos.views import normalize
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 
 
 def output(pooled: torch.Tensor, tokens: torch.Tensor | None = None, count: int = 4) -> SparseFormerOutput:

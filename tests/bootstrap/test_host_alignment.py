@@ -16,14 +16,16 @@ from sfvlm.bootstrap.objective import Objective
 from sfvlm.bootstrap.options import BootstrapOptions
 from sfvlm.bootstrap.run import bootstrap
 from sfvlm.bootstrap.targets.interview import read_prompts
-from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
+from sfvlm.commands.bootstrap import bootstrap_command
+from sfvlm.commands.options.bootstrap import BootstrapCommand
 from sfvlm.encoder.configuration import CLIP_MEAN
 from sfvlm.hosts.host import open_host
 from sfvlm.hosts.reader import HostReader
 from sfvlm.hosts.swap import swap
 from sfvlm.photos.sources import open_photos
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import check_own_tower, open_teacher
+from sfvlm.teachers.student import student_config
 
 QUICK: dict[str, Any] = dict(
     steps=6, batch_size=4, workers=0, held_back=2, eval_every=0, save_every=100, log_every=1, cpu=True, host_turns=2

@@ -13,8 +13,9 @@ from sfvlm.bootstrap.options import BootstrapOptions
 from sfvlm.bootstrap.run import bootstrap
 from sfvlm.hosts.host import open_host
 from sfvlm.photos.sources import open_photos
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 
 
 def test_rates_rise_and_then_fall_to_zero() -> None:

@@ -14,7 +14,8 @@ from sfvlm import SparseFormerModel
 from sfvlm.bootstrap.checkpoints import list_checkpoints
 from sfvlm.bootstrap.objective import Objective
 from sfvlm.bootstrap.options import BootstrapOptions
-from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
+from sfvlm.commands.bootstrap import bootstrap_command
+from sfvlm.commands.options.bootstrap import BootstrapCommand
 from sfvlm.encoder.folder import open_student
 from sfvlm.teachers.open import open_teacher
 

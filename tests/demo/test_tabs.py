@@ -98,7 +98,7 @@ def test_a_conversation_goes_on_and_takes_several_photos(url: str, sides: Sides,
     photos = (files["photo0"], files["photo1"])
     first, _ = ask(client, "Which?", photos)
     second, _ = ask(client, "And now?", (files["photo1"],))
-    from sfvlm.hosts.host import assistant_message, user_message
+    from sfvlm.hosts.template import assistant_message, user_message
 
     turns = [user_message("Which?", 2), assistant_message(first.strip()), user_message("And now?", 1)]
     images = [Image.open(path) for path in (*photos, files["photo1"])]
@@ -547,7 +547,7 @@ def test_all_that_computes_shares_one_queue(sides: Sides) -> None:
 def test_replies_say_how_far_they_are(sides: Sides, files: dict[str, str]) -> None:
     from together import Progress, follow
 
-    from sfvlm.hosts.host import user_message
+    from sfvlm.hosts.template import user_message
 
     stop, image = threading.Event(), Image.open(files["photo0"])
     replies = {

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from sfvlm.encoder import accelerate as module
-from sfvlm.encoder import fast_layers
+from sfvlm.encoder import compiling, fast_layers, replacing
 from sfvlm.encoder.accelerate import accelerate, check_possible, difference_of
 from sfvlm.encoder.fast_layers import Int8Linear, PackedLinear, Packing
 from sfvlm.encoder.sparseformer import SparseFormerOutput
@@ -120,7 +120,7 @@ def test_a_copy_of_an_8_bit_model_gives_the_same():
 @torch.no_grad()
 def test_what_is_accelerated_is_not_accelerated_again():
     packed = moved_model("inherited").accelerate("packed")
-    lower = module._bfloat16(module._sharing(moved_model("inherited")), lambda model: None)
+    lower = module._to_bfloat16(module._sharing(moved_model("inherited")), lambda model: None)
     lower.acceleration = packed.acceleration._replace(how="bfloat16")
     for model in (packed, nn.Sequential(packed), packed.blocks[0], lower):
         with pytest.raises(ValueError, match=r"accelerated already: give the one that it was made from\."):
@@ -197,7 +197,7 @@ def test_a_few_huge_features_do_not_take_the_bits_of_the_others(monkeypatch: pyt
         block.mlp.fc2.weight[:, :3] *= 0.005
     pixels = photos(2)
     kept = model.accelerate("int8", pixels=pixels).acceleration.difference
-    monkeypatch.setattr(module, "_large_features", lambda model, call: {})
+    monkeypatch.setattr(replacing, "_large_features", lambda model, call: {})
     monkeypatch.setitem(module.TOLERANCES, "int8", 9.0)
     lost = model.accelerate("int8", pixels=pixels).acceleration.difference
     assert kept < lost / 3
@@ -314,7 +314,7 @@ def test_a_model_in_training_is_refused():
 @torch.no_grad()
 def test_bfloat16_takes_float32_photos_and_keeps_boxes_exact():
     model = moved_model("inherited")
-    lower = module._bfloat16(module._sharing(model), lambda model: None)
+    lower = module._to_bfloat16(module._sharing(model), lambda model: None)
     output = lower(photos())
     assert output.pooler_output.dtype == torch.bfloat16
     assert output.token_rois[-1].dtype == torch.float32
@@ -442,7 +442,7 @@ def test_what_a_graph_gave_stays_when_it_is_replayed(clip_folder: Path, monkeypa
         found, _ = graph(first), graph(second)
         assert difference_of(found, model(first)) < 1e-5, type(model).__name__
     for wrap in (lambda x: x, lambda x: (x, None), lambda x: [x], lambda x: {"a": x}, lambda x: Packing(x, x)):
-        graph = module._graph(Wrapped(wrap).eval(), lambda model: model(torch.ones(4)))
+        graph = compiling.to_graph(Wrapped(wrap).eval(), lambda model: model(torch.ones(4)))
         found = graph(torch.ones(4))
         before = copy.deepcopy(found)
         graph(torch.zeros(4))

@@ -13,8 +13,9 @@ from sfvlm.bootstrap.alignment import Target, align, anchor_targets, saliency_er
 from sfvlm.bootstrap.objective import Objective
 from sfvlm.encoder.blocks import attention_received
 from sfvlm.encoder.focusing import ChosenFocusing
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 
 PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 

@@ -15,8 +15,9 @@ from sfvlm.encoder.blocks import Attention, ProportionalAttention
 from sfvlm.encoder.sparseformer import SparseFormerModel
 from sfvlm.photos.sources import open_photos
 from sfvlm.photos.views import tower_pixels
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -17,9 +17,9 @@ import sfvlm
 from sfvlm import SparseFormerConfig, SparseFormerModel, preset
 from sfvlm.encoder import roi, sparseformer
 from sfvlm.encoder.configuration import PRESETS
-from sfvlm.encoder.focusing import FreshFocusing
 from sfvlm.encoder.folder import image_processor
-from sfvlm.teachers.inherit import resample_kernel
+from sfvlm.encoder.fresh import FreshFocusing
+from sfvlm.teachers.kernels import resample_kernel
 
 KINDS = ["inherited", "chosen", "fresh"]
 MOVING = ["inherited", "fresh"]  # their boxes

@@ -25,8 +25,9 @@ from sfvlm.look.sides import twin_of
 from sfvlm.photos.scenes import render_scene
 from sfvlm.photos.sources import open_photos
 from sfvlm.photos.views import evaluation_view, normalize, tower_pixels
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 
 
 @pytest.fixture(scope="module")

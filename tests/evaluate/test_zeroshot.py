@@ -22,7 +22,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPModel, PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 
 from sfvlm.cli import run
-from sfvlm.commands.zeroshot import ZeroShotCommand, zeroshot_command
+from sfvlm.commands.options.zeroshot import ZeroShotCommand
+from sfvlm.commands.zeroshot import zeroshot_command
+from sfvlm.evaluate.classes import Classes, resolve_classes
+from sfvlm.evaluate.encoding import EvaluationViews, encode_all
 from sfvlm.evaluate.metrics import (
     Encoded,
     classification_metrics,
@@ -39,19 +42,13 @@ from sfvlm.evaluate.texts import (
     imagenet_templates,
     open_text_encoder,
 )
-from sfvlm.evaluate.zeroshot import (
-    Classes,
-    EvaluationViews,
-    classify,
-    encode_all,
-    open_evaluation_photos,
-    resolve_classes,
-)
+from sfvlm.evaluate.zeroshot import classify, open_evaluation_photos
 from sfvlm.photos.scene_texts import COLORS
 from sfvlm.photos.scenes import render_scene
 from sfvlm.photos.sources import open_photos
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 from sfvlm.util.results import check_json, short_names, write_results
 from sfvlm.zoo.names import resolve
 

@@ -22,8 +22,9 @@ from transformers import (
 )
 
 from sfvlm.alternatives.towers import reduce_host
-from sfvlm.bootstrap.alignment import Objective, for_host
+from sfvlm.bootstrap.alignment import for_host
 from sfvlm.bootstrap.batches import pixels_of
+from sfvlm.bootstrap.objective import Objective
 from sfvlm.bootstrap.options import BootstrapOptions
 from sfvlm.bootstrap.run import bootstrap
 from sfvlm.bootstrap.targets.interview import Interview
@@ -34,8 +35,9 @@ from sfvlm.hosts.reader import HostReader
 from sfvlm.photos.scenes import render_scene
 from sfvlm.photos.sources import open_photos
 from sfvlm.photos.views import tower_pixels
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 
 SQUARE = {"height": 56, "width": 56}
 BLOCKS: dict[str, Any] = dict(

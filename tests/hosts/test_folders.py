@@ -14,9 +14,11 @@ from transformers import AutoConfig, AutoProcessor
 
 from sfvlm import SparseFormerModel
 from sfvlm.cli import run
-from sfvlm.commands.swap import SwapCommand, swap_command
+from sfvlm.commands.options.swap import SwapCommand
+from sfvlm.commands.swap import swap_command
+from sfvlm.hosts.folders import swap_folder, undo_folder
 from sfvlm.hosts.named_towers import split_tower
-from sfvlm.hosts.swap import swap, swap_folder, undo_folder
+from sfvlm.hosts.swap import swap
 from sfvlm.hosts.weights import bytes_hash, parts
 from sfvlm.look.sides import open_sides
 from sfvlm.zoo.weight_files import open_weights, read_tensors

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_hosts import photo
 
-from sfvlm.hosts.host import Host, open_host, user_message
+from sfvlm.hosts.host import Host, open_host
 from sfvlm.hosts.reader import HostReader
-from sfvlm.hosts.template import written
+from sfvlm.hosts.template import user_message, written
 
 PROMPTS = ("What color?", "How many circles are there?", "Is there a dog?")
 LONGEST = 8

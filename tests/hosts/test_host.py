@@ -20,9 +20,10 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 
 from sfvlm.alternatives.towers import reduce_host
-from sfvlm.hosts.host import Host, assistant_message, open_host, user_message
+from sfvlm.hosts.host import Host, open_host
 from sfvlm.hosts.reply import Clock
 from sfvlm.hosts.swap import swap
+from sfvlm.hosts.template import assistant_message, user_message
 from sfvlm.look.words import budget_in_words
 from sfvlm.photos.scenes import render_scene
 

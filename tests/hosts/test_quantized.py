@@ -9,8 +9,9 @@ import torch
 from tiny_hosts import PROMPT, logits, opened, photo, tiny_tower
 from tiny_llava import tiny_llava
 
+from sfvlm.hosts.folders import swap_folder
 from sfvlm.hosts.quantized import KEPT_WHOLE, check_census, check_products, quantization
-from sfvlm.hosts.swap import swap, swap_folder
+from sfvlm.hosts.swap import swap
 
 
 def test_a_tower_in_a_spread_host_goes_where_the_dense_one_was(hosts: dict[str, Path], tmp_path: Path) -> None:

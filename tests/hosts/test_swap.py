@@ -22,10 +22,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sfvlm import SparseFormerModel
 from sfvlm.encoder.configuration import CLIP_MEAN, CLIP_STD
-from sfvlm.hosts.swap import swap, swap_folder
+from sfvlm.hosts.folders import swap_folder
+from sfvlm.hosts.swap import swap
 from sfvlm.hosts.weights import bytes_hash
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])

@@ -11,12 +11,13 @@ import torch
 from tiny_hosts import opened, photo
 from tiny_llava import CHAT_TEMPLATE
 
-from sfvlm.bootstrap.alignment import Objective
+from sfvlm.bootstrap.objective import Objective
 from sfvlm.bootstrap.options import BootstrapOptions
 from sfvlm.bootstrap.targets.conversations import Conversations, check_template
-from sfvlm.commands.bootstrap import BootstrapCommand, bootstrap_command
-from sfvlm.hosts.host import Host, assistant_message, open_host, user_message
-from sfvlm.hosts.template import lacks_start, written
+from sfvlm.commands.bootstrap import bootstrap_command
+from sfvlm.commands.options.bootstrap import BootstrapCommand
+from sfvlm.hosts.host import Host, open_host
+from sfvlm.hosts.template import assistant_message, lacks_start, user_message, written
 
 QUESTION = "How many circles?"
 PARTS = [{"type": "image"}, {"type": "text", "text": QUESTION}]

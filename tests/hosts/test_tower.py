@@ -15,8 +15,9 @@ from sfvlm.encoder.folder import image_processor
 from sfvlm.hosts.tower import TOWER_FIELDS, OpenClipVisual, check_dtype, check_tower, swap_open_clip
 from sfvlm.photos.scenes import render_scene
 from sfvlm.teachers.formats import open_clip_vision
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import DenseTransformer, Teacher
+from sfvlm.teachers.student import student_config
 
 PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 TEXT = torch.randint(1, 90, (4, 16), generator=torch.Generator().manual_seed(2))

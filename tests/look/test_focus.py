@@ -13,9 +13,11 @@ from torch import Tensor
 
 from sfvlm import SparseFormerModel
 from sfvlm.cli import run
-from sfvlm.commands.focus import FocusCommand, focus_command
+from sfvlm.commands.focus import focus_command
+from sfvlm.commands.options.focus import FocusCommand
 from sfvlm.encoder import roi
-from sfvlm.hosts.host import Host, open_host, user_message
+from sfvlm.hosts.host import Host, open_host
+from sfvlm.hosts.template import user_message
 from sfvlm.look.focus import ask_crops, ask_scenes, asked_objects, focus_side, focused, padded, scene_cases
 from sfvlm.look.sides import with_tower
 from sfvlm.photos.scene_texts import Question as SceneQuestion

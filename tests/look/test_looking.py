@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from tiny_hosts import opened, photo, tiny_tower
 
-from sfvlm.hosts.host import Host, open_host, user_message
+from sfvlm.hosts.host import Host, open_host
+from sfvlm.hosts.template import user_message
 from sfvlm.look.draw import draw_attention
 from sfvlm.look.looking import Looked, answer_attention, as_image, look, seen_view, view_pixels, written_words
 from sfvlm.look.sides import with_tower

@@ -14,11 +14,12 @@ from tiny_hosts import held_up, never_ends, photo, tiny_tower
 from tiny_llava import tiny_llava
 
 from sfvlm.alternatives.towers import reduce_host
+from sfvlm.evaluate.encoding import Student
 from sfvlm.evaluate.ranking import Ranker
-from sfvlm.evaluate.zeroshot import Student
-from sfvlm.hosts.host import Host, open_host, user_message
+from sfvlm.hosts.folders import swap_folder
+from sfvlm.hosts.host import Host, open_host
 from sfvlm.hosts.reply import Clock, Timings, Turns
-from sfvlm.hosts.swap import swap_folder
+from sfvlm.hosts.template import user_message
 from sfvlm.look.sides import Sides, open_sides, with_tower, write_together
 from sfvlm.look.words import budget_in_words, cost_in_words, difference_in_words, word_difference
 from sfvlm.photos.scenes import render_scene

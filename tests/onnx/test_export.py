@@ -21,7 +21,8 @@ from sfvlm import __version__
 from sfvlm.cli import main
 from sfvlm.encoder.sparseformer import SparseFormerModel
 from sfvlm.onnx import export as onnx_export
-from sfvlm.onnx.export import OnnxEncoder, export_onnx
+from sfvlm.onnx.export import export_onnx
+from sfvlm.onnx.session import OnnxEncoder
 
 KINDS = ("inherited", "chosen", "fresh")
 NUM_TOKENS = 6
@@ -167,7 +168,7 @@ def test_a_file_that_says_another_thing_than_its_model_is_not_kept(
 ) -> None:
     """As if the exporter had got the last layer wrong by a hundredth."""
     written = torch.onnx.ONNXProgram(onnx_ir.load(files["chosen"]), None)
-    monkeypatch.setattr(onnx_export, "_trace", lambda *_: written)
+    monkeypatch.setattr(onnx_export, "trace", lambda *_: written)
     export_onnx(models["chosen"], tmp_path / "model.onnx", num_tokens=NUM_TOKENS, layers=(-2,))
     before = (tmp_path / "model.onnx").read_bytes()
     changed = copy.deepcopy(models["chosen"])
@@ -186,7 +187,7 @@ def test_a_file_never_lies_beside_the_weights_of_another(
 
     def export() -> None:
         written = torch.onnx.ONNXProgram(onnx_ir.load(files["chosen"]), None)
-        monkeypatch.setattr(onnx_export, "_trace", lambda *_: written)
+        monkeypatch.setattr(onnx_export, "trace", lambda *_: written)
         export_onnx(models["chosen"], path, num_tokens=NUM_TOKENS, layers=(-2,))
 
     def interrupted(source: Path, target: Path) -> None:
@@ -241,7 +242,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_traced(
     models: dict[str, SparseFormerModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)
-    monkeypatch.setattr(onnx_export, "_trace", lambda *_: pytest.fail("traced"))
+    monkeypatch.setattr(onnx_export, "trace", lambda *_: pytest.fail("traced"))
     with pytest.raises(ValueError, match=f"The folder {tmp_path} cannot be written"):
         export_onnx(models["chosen"], tmp_path / "model.onnx")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tiny_files import jpeg, write_json, write_lines, write_shard
+from tiny_questions import jpeg, write_json, write_lines, write_shard
 
 from sfvlm.photos.names import closest, photo_name
 from sfvlm.photos.sources import open_photos

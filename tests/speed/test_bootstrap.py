@@ -10,15 +10,17 @@ import torch
 
 import sfvlm.speed.bootstrap as module
 import sfvlm.speed.rounds as rounds_module
-from sfvlm.alternatives.controls import macs
+from sfvlm.alternatives.costs import macs
 from sfvlm.bootstrap.options import BootstrapOptions
 from sfvlm.cli import run
-from sfvlm.commands.speed import SpeedCommand, speed_command
+from sfvlm.commands.options.speed import SpeedCommand
+from sfvlm.commands.speed import speed_command
 from sfvlm.photos.sources import open_photos
 from sfvlm.speed.bootstrap import STEPS_A_RUN, decode_throughput, measure_bootstrap
 from sfvlm.speed.encoders import open_dense
 from sfvlm.speed.floor import Ceiling
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
+from sfvlm.teachers.student import student_config
 
 OPTIONS = BootstrapOptions(batch_size=2, workers=0, cpu=True)
 

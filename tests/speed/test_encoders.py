@@ -15,22 +15,24 @@ import torch
 from tiny import tiny_model
 from torch import Tensor, nn
 
-import sfvlm.onnx.export
+import sfvlm.onnx.session
 import sfvlm.speed.energy as energy
 import sfvlm.speed.floor as floor_module
 import sfvlm.speed.rounds as rounds_module
-from sfvlm.alternatives.controls import macs
+from sfvlm.alternatives.costs import macs
 from sfvlm.alternatives.methods import METHODS
 from sfvlm.cli import run
-from sfvlm.commands.speed import SpeedCommand, speed_command
+from sfvlm.commands.options.speed import SpeedCommand
+from sfvlm.commands.speed import speed_command
 from sfvlm.speed.encoders import Encoder, EncoderName, Encoders, at_budget, dense_base, encoder_name, suite
 from sfvlm.speed.floor import Ceiling, floor_seconds, measure_ceiling
 from sfvlm.speed.plots import OTHERS, plot_quality, plot_scaling
 from sfvlm.speed.quality import Identity, match, read_files, result_identity
 from sfvlm.speed.rounds import Ceilings, derived, encoder_facts, measure_encoders, rounds_of, timed_encode
 from sfvlm.speed.scaling import fits, line_fit, measure_panel, scaling_panels
-from sfvlm.teachers.inherit import inherit, student_config
+from sfvlm.teachers.inherit import inherit
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 
 CPU = torch.device("cpu")
 CEILINGS = {torch.float32: Ceiling(2e9, 1e9), torch.bfloat16: Ceiling(4e9, 1e9)}
@@ -623,7 +625,7 @@ class FixedOnnx:
 
 
 def test_an_onnx_file_is_an_encoder_on_as_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sfvlm.onnx.export, "OnnxEncoder", FixedOnnx)
+    monkeypatch.setattr(sfvlm.onnx.session, "OnnxEncoder", FixedOnnx)
     (tmp_path / "sf.onnx").touch()
     torch.set_num_threads(1)
     encoder = Encoders(CPU, torch.float32).open(str(tmp_path / "sf.onnx"))

@@ -14,8 +14,10 @@ from transformers import CLIPModel
 
 import sfvlm.speed.shapes as shapes
 from sfvlm.cli import run
-from sfvlm.commands.speed import SpeedCommand, speed_command
-from sfvlm.hosts.host import Host, user_message
+from sfvlm.commands.options.speed import SpeedCommand
+from sfvlm.commands.speed import speed_command
+from sfvlm.hosts.host import Host
+from sfvlm.hosts.template import user_message
 from sfvlm.speed.hosts import Subject, host_facts, host_subject, measure_hosts, reply
 from sfvlm.speed.measure import cost_rows, cost_table, in_turns
 

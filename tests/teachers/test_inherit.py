@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from sfvlm.teachers.inherit import FRESH_TENSORS, TABLES, check_descent, inherit, is_fresh, student_config, take_over
+from sfvlm.teachers.inherit import FRESH_TENSORS, TABLES, inherit, is_fresh, take_over
 from sfvlm.teachers.open import Teacher, open_teacher
+from sfvlm.teachers.student import check_descent, student_config
 
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

@@ -23,7 +23,8 @@ from transformers import (
 
 from sfvlm.encoder.configuration import CLIP_MEAN
 from sfvlm.teachers.formats import open_clip_vision
-from sfvlm.teachers.open import Teacher, open_teacher, tensor_hash
+from sfvlm.teachers.open import Teacher, open_teacher
+from sfvlm.util.tensors import tensor_hash
 
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -18,8 +18,8 @@ from transformers import AutoImageProcessor, CLIPImageProcessor, CLIPModel, Sigl
 from sfvlm.encoder.folder import image_processor
 from sfvlm.photos.scenes import render_scene
 from sfvlm.photos.views import tower_pixels
-from sfvlm.teachers.inherit import student_config
 from sfvlm.teachers.open import Teacher, open_teacher
+from sfvlm.teachers.student import student_config
 
 # Wide, high, square, smaller than the model's photos, and with one and three pixels left over.
 SIZES = [(101, 40), (37, 90), (64, 64), (20, 23), (33, 32), (35, 32)]

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tiny_files import jpeg, write_json, write_lines, write_shard
 from tiny_hosts import tiny_tower
 from tiny_llava import tiny_llava
+from tiny_questions import jpeg, write_json, write_lines, write_shard
 
 from sfvlm.cli import run
-from sfvlm.commands.vqa import VqaCommand, vqa_command
+from sfvlm.commands.options.vqa import VqaCommand
+from sfvlm.commands.vqa import vqa_command
 from sfvlm.hosts.host import open_host
 from sfvlm.photos.caption_objects import objects_possible, times_shown
 from sfvlm.photos.decode import UnreadablePhoto

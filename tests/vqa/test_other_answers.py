@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_files import write_json, write_lines
+from tiny_questions import write_json, write_lines
 
 from sfvlm.cli import main
 from sfvlm.vqa.answers import answer_names, read_answers, run_of

@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 from tiny import randomize
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, LlavaForConditionalGeneration
 
+from sfvlm.photos.batches import Selection
 from sfvlm.photos.decode import Photo
 from sfvlm.photos.scene_texts import SceneObject, scene_questions
 from sfvlm.photos.scenes import render_scene
 from sfvlm.photos.sources import named, open_photos
-from sfvlm.photos.views import Selection
 from sfvlm.teachers.open import open_teacher
 from sfvlm.vqa.questions import SHORT_ANSWER
 from sfvlm.zoo.names import WEIGHTS

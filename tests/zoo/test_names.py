@@ -1,4 +1,4 @@
-"""Names, folders and downloads of the zoo, with tiny models in the place of the shipped ones."""
+"""Names and folders of the zoo, with tiny models in the place of the shipped ones."""
 
 import copy
 import hashlib
@@ -7,9 +7,8 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from golden_weights import golden_tensor
 from safetensors.torch import load_file, save_file
 from tiny import randomize, tiny_config, tiny_model
 from tiny_llava import tiny_llava
+from tiny_server import serving
 from transformers import (
     AutoProcessor,
     AutoTokenizer,
@@ -27,17 +27,16 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from sfvlm.commands.zoo import ZooCommand, zoo_command
+from sfvlm.commands.options.zoo import ZooCommand
+from sfvlm.commands.zoo import zoo_command
 from sfvlm.encoder.configuration import PRESETS
 from sfvlm.encoder.folder import open_student
 from sfvlm.encoder.showlab import load_official
 from sfvlm.teachers.open import open_teacher
 from sfvlm.zoo import names as zoo
-from sfvlm.zoo.names import ZOO, Entry, download, resolve, shipped
+from sfvlm.zoo.names import ZOO, Entry, resolve, shipped
 from sfvlm.zoo.packing import assemble, store_half, store_without_tower
 
-CONTENT = bytes(range(256)) * 9000  # over two reads of a mebibyte
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
 OFFICIAL = dict(
     num_tokens=5, num_focusing_steps=4, mixing_points=32, hidden_size=128, intermediate_size=512,
     num_hidden_layers=2, hidden_act="quick_gelu", pre_norm=False, projection_dim=6, box_shift=None, box_log_scale=None,
@@ -296,50 +295,8 @@ def test_the_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Serves CONTENT, half of it under /truncated, and files of `tmp_path`/served; gives the address."""
     monkeypatch.setenv("no_proxy", "*")
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            file = tmp_path / "served" / self.path.lstrip("/")
-            content = file.read_bytes() if file.is_file() else CONTENT
-            self.send_response(404 if self.path == "/missing" else 200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content[: len(content) // 2] if self.path == "/truncated" else content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield f"http://127.0.0.1:{served.server_port}"
-    served.shutdown()
-    served.server_close()
-
-
-def test_a_verified_download_is_whole_and_needs_no_second_one(server: str, tmp_path: Path) -> None:
-    path = tmp_path / "file.bin"
-    assert download(f"{server}/file.bin", path, SHA256) == path
-    assert path.read_bytes() == CONTENT and list(tmp_path.iterdir()) == [path]
-    assert download("http://127.0.0.1:1/gone", path, SHA256) == path
-
-
-def test_a_file_without_a_known_hash_comes_with_a_warning(server: str, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=f"unverified; its sha256 is {SHA256}"):
-        download(f"{server}/file.bin", tmp_path / "file.bin")
-
-
-@pytest.mark.parametrize(
-    ("path", "problem"),
-    [
-        ("wrong-hash", f"has the sha256 {SHA256}, not 0000.*nothing of it was kept"),
-        ("truncated", rf"ended after {len(CONTENT) // 2} of {len(CONTENT)} bytes.*put it at .*file\.bin"),
-        ("missing", r"404.*put it at .*file\.bin"),
-    ],
-)
-def test_a_failed_download_leaves_nothing_behind(server: str, tmp_path: Path, path: str, problem: str) -> None:
-    with pytest.raises(ValueError, match=problem):
-        download(f"{server}/{path}", tmp_path / "file.bin", "0" * 64 if path == "wrong-hash" else SHA256)
-    assert not list(tmp_path.iterdir())
+    with serving(tmp_path / "served") as address:
+        yield address
 
 
 def test_without_network_the_message_says_which_file_goes_where(
@@ -353,14 +310,6 @@ def test_without_network_the_message_says_which_file_goes_where(
     )
     with pytest.raises(ValueError, match=wanted):
         resolve("sparseformer-clip-base")
-
-
-def test_a_file_with_another_hash_is_not_used_and_not_removed(tmp_path: Path) -> None:
-    path = tmp_path / "file.bin"
-    path.write_bytes(b"something else")
-    with pytest.raises(ValueError, match="remove it to download it again"):
-        download("http://127.0.0.1:1/file.bin", path, SHA256)
-    assert path.exists()
 
 
 @pytest.fixture

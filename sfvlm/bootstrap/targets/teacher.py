@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...encoder.blocks import attention_received
 from ...encoder.configuration import SparseFormerConfig
 from ...hosts.reader import HostReader
-from ...photos.views import ViewBatch
+from ...photos.batches import ViewBatch
 from ...teachers.open import TeacherOutput
 from ..alignment import Target
 from ..objective import Objective

@@ -37,7 +37,8 @@ from transformers import (
 
 from ...util.files import appearing, check_absent, read_json
 from ...util.results import provenance
-from ...zoo.names import hub_folder, resolve
+from ...zoo.downloads import hub_folder
+from ...zoo.names import resolve
 from ...zoo.weight_files import WeightFiles, read_tensor, read_tensors
 from .config import Original, host_config, known_fields, read_original
 from .prompt import Prompt, add_image_token, choose_prompt, fit_template, open_tokenizer

@@ -9,10 +9,11 @@ from tiny_runs import photos_of
 from sfvlm.bootstrap.targets.interview import LONGEST_ANSWER, Interview, prompts_for
 from sfvlm.hosts.host import open_host
 from sfvlm.hosts.reader import HostReader
+from sfvlm.photos.batches import Selection
 from sfvlm.photos.decode import Photo
 from sfvlm.photos.scenes import render_scene
 from sfvlm.photos.sources import open_photos
-from sfvlm.photos.views import Selection, tower_pixels
+from sfvlm.photos.views import tower_pixels
 from sfvlm.teachers.open import open_teacher
 
 

@@ -9,9 +9,10 @@ from sfvlm.bootstrap.objective import Objective
 from sfvlm.bootstrap.targets.conversations import Conversations
 from sfvlm.bootstrap.targets.teacher import TeacherTargets
 from sfvlm.hosts.reader import HostReader
-from sfvlm.photos.views import ViewDataset, collate_views, normalize
-from sfvlm.teachers.inherit import student_config
+from sfvlm.photos.batches import ViewDataset, collate_views
+from sfvlm.photos.views import normalize
 from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.student import student_config
 
 
 def test_a_student_guesses_what_the_words_depend_on_or_the_attention(llava: Path, photo_folder: Path) -> None:

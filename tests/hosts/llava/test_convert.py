@@ -34,13 +34,15 @@ from transformers import (
 )
 
 from sfvlm.cli import run
-from sfvlm.commands.convert import ConvertCommand, convert_command
+from sfvlm.commands.convert import convert_command
+from sfvlm.commands.options.convert import ConvertCommand
 from sfvlm.hosts.folders import swap_folder, undo_folder
-from sfvlm.hosts.host import assistant_message, open_host, user_message
+from sfvlm.hosts.host import open_host
 from sfvlm.hosts.llava import weights as convert_weights
 from sfvlm.hosts.llava.config import read_original
 from sfvlm.hosts.llava.convert import convert_original
 from sfvlm.hosts.llava.prompt import SYSTEM, open_tokenizer
+from sfvlm.hosts.template import assistant_message, user_message
 from sfvlm.zoo.weight_files import open_weights
 
 WORDS = 330

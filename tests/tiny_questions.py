@@ -1,4 +1,4 @@
-"""Files as questions, annotations and photos come in."""
+"""Files of questions, answers and photos, as benchmarks have them."""
 
 import io
 import json
