@@ -16,7 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ..teachers.facts import check_no_adapter
+from ..teachers.formats import open_clip_model
 from ..util.errors import reason
+from ..util.files import stand_ins
 from ..util.tensors import check_loaded
 from ..zoo.names import resolve
 
@@ -99,11 +102,12 @@ def open_text_encoder(source: str, device: str | torch.device = "cpu") -> TextEn
     if source.startswith(("open_clip:", "local-dir:")):
         import open_clip
 
-        name, weights = source.split(":", 2)[1:] if source.startswith("open_clip:") else (source, None)
-        clip: Any = open_clip.create_model(name, pretrained=weights).eval().requires_grad_(False).to(device)
+        name = source.split(":", 2)[1] if source.startswith("open_clip:") else source
+        clip: Any = open_clip_model(source).eval().requires_grad_(False).to(device)
         return TextEncoder(open_clip.get_tokenizer(name), clip.encode_text, float(clip.logit_scale.exp()), device)
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+    check_no_adapter(Path(source))
     config: Any = AutoConfig.from_pretrained(source)
     if config.model_type not in ("clip", "siglip"):
         return None
@@ -113,7 +117,7 @@ def open_text_encoder(source: str, device: str | torch.device = "cpu") -> TextEn
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"The tokenizer of {source!r} cannot be opened: {reason(error)}") from error
+        raise ValueError(f"The tokenizer of {source!r} cannot be opened: {reason(error)}{stand_ins(source)}") from error
     # A checkpoint in half precision too: so is the teacher beside it.
     opened: Any = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     check_loaded(opened[1], f"of {source}", computed=("position_ids",))
