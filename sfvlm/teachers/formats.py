@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from ..encoder.configuration import SparseFormerConfig
@@ -20,7 +21,8 @@ from .preprocessors import of_open_clip, of_transformers
 from .tables import OPEN_CLIP, TRANSFORMERS, check_values, rename
 from .timm import read_timm
 
-BESIDE = ("text_model.", "text_projection.", "logit_scale", "logit_bias")  # parts of a whole CLIP that are no tower's
+# Parts of a whole CLIP that are no tower's, and of a tower that lost its place, which are missed by name later.
+BESIDE = ("text_model.", "text_projection.", "logit_scale", "logit_bias", "vision_model.", ".layers.")
 VISION_TYPES = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
 
 
@@ -59,7 +61,7 @@ def open_clip_model(source: str) -> Any:
     except Exception as error:  # a damaged file, a foreign one and no network are of many unrelated types
         raise ValueError(f"open_clip cannot open {source!r}: {reason(error)}") from error
     # As stored: open_clip takes numbers of any kind for weights.
-    check_values({key: tensor for key, tensor in state.items() if key.startswith("visual.")}, source)
+    check_values({key: tensor for key, tensor in state.items() if tensor.dtype != torch.int64}, source)  # which count
     _tell_resized(state.get("visual.positional_embedding"), clip.visual, source)
     if source.startswith("open_clip:") and file is not None:
         shown = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
