@@ -58,7 +58,9 @@ def open_weights(folder: Path, *, pickles: bool = False) -> WeightFiles:
     for file in files:
         if not file.is_file():
             raise ValueError(f"The weight file {file} is missing, which {index.name} lists.")
-        where |= dict.fromkeys(_open(file)[0], file)
+        for name in _open(file)[0]:
+            if where.setdefault(name, file) != file and folder / listed.get(name, "") == file:
+                where[name] = file  # other files may hold older copies
     if lost := sorted(listed.keys() - where.keys()):
         raise ValueError(f"{folder} lacks {len(lost)} tensors that {index.name} lists; the first is {lost[0]}.")
     return WeightFiles(files, where)

@@ -803,3 +803,17 @@ def test_a_bare_file_of_open_clip_says_what_its_name_leaves_open(
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: tags[tag])
     with pytest.warns(UserWarning, match=r"mean, quick_gelu of its model's name are assumed, .*\(openai, laion2b\)"):
         open_teacher(source)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_of_two_copies_of_a_tensor_the_one_that_the_index_lists_is_taken(
+    names: tuple[str, str], clip_folder: Path, tmp_path: Path
+) -> None:
+    folder, (true, old) = tmp_path / "clip", (f"{name}.safetensors" for name in names)
+    shutil.copytree(clip_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / true)
+    save_file({key: tensor * 0 for key, tensor in tensors.items()} | {"logit_bias": torch.zeros(1)}, folder / old)
+    listed = dict.fromkeys(tensors, true) | {"logit_bias": old}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    assert open_teacher(folder).sha256 == open_teacher(clip_folder).sha256
