@@ -16,9 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ..teachers.facts import check_no_adapter
+from ..teachers.formats import open_clip_model
+from ..teachers.tables import check_values
 from ..util.errors import reason
+from ..util.files import stand_ins
 from ..util.tensors import check_loaded
 from ..zoo.names import resolve
+from ..zoo.weight_files import open_weights, read_tensors
 
 Template = str | Callable[[str], str]
 
@@ -99,11 +104,12 @@ def open_text_encoder(source: str, device: str | torch.device = "cpu") -> TextEn
     if source.startswith(("open_clip:", "local-dir:")):
         import open_clip
 
-        name, weights = source.split(":", 2)[1:] if source.startswith("open_clip:") else (source, None)
-        clip: Any = open_clip.create_model(name, pretrained=weights).eval().requires_grad_(False).to(device)
+        name = source.split(":", 2)[1] if source.startswith("open_clip:") else source
+        clip: Any = open_clip_model(source).eval().requires_grad_(False).to(device)
         return TextEncoder(open_clip.get_tokenizer(name), clip.encode_text, float(clip.logit_scale.exp()), device)
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+    check_no_adapter(Path(source))
     config: Any = AutoConfig.from_pretrained(source)
     if config.model_type not in ("clip", "siglip"):
         return None
@@ -113,9 +119,15 @@ def open_text_encoder(source: str, device: str | torch.device = "cpu") -> TextEn
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"The tokenizer of {source!r} cannot be opened: {reason(error)}") from error
+        raise ValueError(f"The tokenizer of {source!r} cannot be opened: {reason(error)}{stand_ins(source)}") from error
     # A checkpoint in half precision too: so is the teacher beside it.
-    opened: Any = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    _check_text_values(source)
+    try:
+        opened: Any = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # readers of damaged files raise their own kinds
+        raise ValueError(
+            f"The text tower of {source!r} cannot be opened: {reason(error)}{stand_ins(source)}"
+        ) from error
     check_loaded(opened[1], f"of {source}", computed=("position_ids",))
     model = opened[0].eval().requires_grad_(False).to(device)
     siglip = config.model_type == "siglip"  # trained with its texts filled up to the full length, and no mask
@@ -124,6 +136,12 @@ def open_text_encoder(source: str, device: str | torch.device = "cpu") -> TextEn
         length = config.text_config.max_position_embeddings
         padding = "max_length" if siglip else True
         tokens = tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+        known, largest = config.text_config.vocab_size, int(tokens["input_ids"].max())
+        if largest >= known:
+            raise ValueError(
+                f"The tokenizer of {source!r} gives the token {largest}, and its text tower knows {known} (vocab_size): save the "
+                "model's own tokenizer into it."
+            )
         tokens.pop("token_type_ids", None)
         if siglip:
             tokens.pop("attention_mask", None)
@@ -134,6 +152,16 @@ def open_text_encoder(source: str, device: str | torch.device = "cpu") -> TextEn
         return features if isinstance(features, Tensor) else features.pooler_output
 
     return TextEncoder(tokenize, tower, float(model.logit_scale.exp()), device)
+
+
+def _check_text_values(source: str) -> None:
+    """Raises ValueError if a tensor of a folder's text tower holds no weights, which transformers would take for them."""
+    if not Path(source).is_dir():
+        return
+    weights = open_weights(Path(source), pickles=True)
+    names = [name for name in weights.where if "vision_model." not in name and not name.endswith("position_ids")]
+    for name, tensor in read_tensors(weights, names):
+        check_values({name: tensor}, source)
 
 
 def imagenet_names() -> tuple[str, ...]:

@@ -35,6 +35,8 @@ class HostFacts:
         pinpoints: Sizes in pixels that photos are brought to before they are cut into tiles.
         way: How the processor makes a photo square: it takes the middle, squashes all of it, or pads it first, as LLaVA-1.5
             does, in the mean colour. Where there are tiles, this is how the overview that comes with them is made.
+        resample: The filter that it resizes with, by Pillow's name in small letters.
+        crop_pct: Share of the resized side that its crop keeps.
     """
 
     kind: str
@@ -49,6 +51,8 @@ class HostFacts:
     std: tuple[float, ...]
     pinpoints: tuple[tuple[int, int], ...]
     way: Way
+    resample: str
+    crop_pct: float
 
     @property
     def tiles(self) -> bool:
@@ -77,7 +81,7 @@ class HostFacts:
         if self.squashes == squashes:
             return image
         if self.squashes:
-            return image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+            return image.resize((self.image_size, self.image_size), Image.Resampling[self.resample.upper()])
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         return image.crop((left, top, left + side, top + side))
@@ -140,6 +144,8 @@ def read_host(config: Any, processor: Any) -> HostFacts:
         std=tuple(map(float, photos.image_std)),
         pinpoints=tuple((height, width) for height, width in getattr(config, "image_grid_pinpoints", ())),
         way=_way_of_photos(config.model_type, photos),
+        resample=_filter_of_photos(photos),
+        crop_pct=_share_of_photos(photos, side),
     )
 
 
@@ -173,3 +179,22 @@ def _way_of_photos(kind: str, image_processor: Any) -> Way:
         return "padded"
     size = dict(image_processor.size or {})
     return "squashed" if size.get("height") is not None else "middle"
+
+
+def _filter_of_photos(image_processor: Any) -> str:
+    """The name of the filter that a processor resizes with."""
+    given = getattr(image_processor, "resample", None)
+    try:
+        return Image.Resampling(3 if given is None else int(given)).name.lower()
+    except (ValueError, TypeError):
+        raise ValueError(f"The host's processor has resample {given!r}, which is none of Pillow's filters.") from None
+
+
+def _share_of_photos(image_processor: Any, side: int) -> float:
+    """Share of the resized side that a processor's crop keeps; tiles are resized to what they keep."""
+    size = dict(image_processor.size or {})
+    resized = size.get("shortest_edge") or size.get("height")
+    cropped = (
+        getattr(image_processor, "do_center_crop", False) and "image_grid_pinpoints" not in image_processor.__dict__
+    )
+    return side / resized if cropped and resized else 1.0

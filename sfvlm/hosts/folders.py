@@ -26,7 +26,7 @@ from ..alternatives.towers import ReducedTower
 from ..encoder.folder import open_student
 from ..encoder.sparseformer import SparseFormerModel
 from ..util.errors import reason
-from ..util.files import appearing, check_absent, read_json
+from ..util.files import appearing, check_absent, read_json, stand_ins
 from ..util.results import provenance
 from ..util.tensors import tensor_hash
 from ..zoo.weight_files import WeightFiles, open_weights, read_tensors
@@ -142,7 +142,7 @@ def _open_host(folder: Path) -> tuple[Any, Any]:
     try:
         config, processor = AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     except Exception as error:  # missing files, unknown types and bad fields raise many kinds
-        raise ValueError(f"The host {folder} cannot be opened: {reason(error)}") from error
+        raise ValueError(f"The host {folder} cannot be opened: {reason(error)}{stand_ins(folder)}") from error
     return config, processor
 
 

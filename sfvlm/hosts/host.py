@@ -29,6 +29,7 @@ from transformers import (
 
 from ..util.devices import usable_device
 from ..util.errors import reason
+from ..util.files import stand_ins
 from ..util.tensors import check_loaded
 from ..zoo.names import resolve
 from .facts import CLASS_TOKENS, HOSTS, dense_tokens
@@ -277,7 +278,7 @@ def open_host(
         opened: Any = AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True, **options)
         processor = AutoProcessor.from_pretrained(source)
     except Exception as error:  # readers of damaged files raise their own kinds
-        raise ValueError(f"The host {name} cannot be opened: {reason(error)}") from error
+        raise ValueError(f"The host {name} cannot be opened: {reason(error)}{stand_ins(source)}") from error
     model, info = opened
     check_loaded(info, f"of the host {name}", COMPUTED)
     if bits is not None:

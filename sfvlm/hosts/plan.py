@@ -14,6 +14,7 @@ Source: transformers 5.23, `models/llava*/processing_*.py`, `modeling_*.py`.
 
 import copy
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -109,6 +110,14 @@ def _check_fit(host: HostFacts, tower: TowerConfig) -> None:
         if any(abs(a - b) > 1e-4 for a, b in zip(theirs, ours, strict=True)):
             raise ValueError(
                 f"The host's processor normalises with {name} {_round(theirs)}, and the tower expects {_round(ours)}."
+            )
+    for name in ("resample", "crop_pct"):
+        theirs, ours = getattr(host, name), getattr(tower, name, getattr(host, name))
+        if theirs != ours and (isinstance(ours, str) or abs(theirs - ours) > 1e-3):
+            warnings.warn(
+                f"The host's processor makes photos with {name} {theirs}, and the tower learned from photos of {ours}: bootstrapped "
+                "with --host, it learns from the host's.",
+                stacklevel=2,
             )
     if host.reads_cls and not tower.has_cls_token:
         raise ValueError(

@@ -1,7 +1,10 @@
 """What every teacher is described by, whichever library it is of."""
 
 import importlib
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,35 @@ def library(name: str, source: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(f"Teacher {source!r} needs the package {name}: pip install 'sfvlm[train]'.") from error
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Raises ValueError if there is an adapter in a model's folder, which its library would put on it."""
+    names = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+    if any((folder / name).is_file() for name in names):
+        raise ValueError(
+            f"{folder} holds an adapter, which would be left out: merge it into its model (PEFT's merge_and_unload), and "
+            "open what that saves, or move it away where it is another model's."
+        )
+
+
+def tell_assumed(source: str, fields: Sequence[str], published: Mapping[str, Mapping[str, Any]], instead: str) -> None:
+    """Warns if nothing but a model's name says how photos are made, and its published weights were not all trained alike.
+
+    Args:
+        source: Of a bare file of weights.
+        fields: What differs between trainings.
+        published: What each of them has, by tag.
+        instead: What says it.
+    """
+    differ = [name for name in fields if len({str(each.get(name)) for each in published.values()}) > 1]
+    if differ:
+        warnings.warn(
+            f"{source!r} is a file of weights, which does not say how it was trained: {', '.join(differ)} of its model's name are "
+            f"assumed, and weights published under it differ in them ({', '.join(list(published)[:6])}). To say which, name "
+            f"{instead}.",
+            stacklevel=2,
+        )
 
 
 def teacher_config(

@@ -4,21 +4,25 @@ Activation, norm epsilon, normalisation, image size and depth are read from the 
 from a name.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from ..encoder.configuration import SparseFormerConfig
 from ..util.errors import reason
-from ..util.files import read_json
+from ..util.files import check_content, read_json
 from ..zoo.downloads import hub_folder
 from ..zoo.weight_files import WeightFiles, open_weights, read_tensors
-from .facts import activation_name, library, only_epsilon, teacher_config
+from .facts import activation_name, check_no_adapter, library, only_epsilon, teacher_config, tell_assumed
 from .preprocessors import of_open_clip, of_transformers
 from .tables import OPEN_CLIP, TRANSFORMERS, check_values, rename
 from .timm import read_timm
 
+# Parts of a whole CLIP that are no tower's, and of a tower that lost its place, which are missed by name later.
+BESIDE = ("text_model.", "text_projection.", "logit_scale", "logit_bias", "vision_model.", ".layers.")
 VISION_TYPES = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
 
 
@@ -37,39 +41,63 @@ def read_teacher(source: str, local_files_only: bool) -> tuple[SparseFormerConfi
 
 def read_open_clip(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
     """`open_clip:NAME:FILE`, `open_clip:NAME:TAG`, or `local-dir:FOLDER`."""
+    return open_clip_vision(open_clip_model(source).visual, source)
+
+
+def open_clip_model(source: str) -> Any:
+    """The whole CLIP of such a source, in open_clip's own form.
+
+    Raises:
+        ValueError: open_clip does not know it, or there are no weights, or not all of them are whole.
+    """
     open_clip = library("open_clip", source)
+    name, pretrained, file = _open_clip_named(open_clip, source)
+    if file is not None:
+        check_no_adapter(file.parent)
+        check_content(file)
+    try:
+        clip = open_clip.create_model(name, pretrained=pretrained)
+        state = {} if file is None else open_clip.factory.load_state_dict(str(file))
+    except Exception as error:  # a damaged file, a foreign one and no network are of many unrelated types
+        raise ValueError(f"open_clip cannot open {source!r}: {reason(error)}") from error
+    # As stored: open_clip takes numbers of any kind for weights.
+    check_values({key: tensor for key, tensor in state.items() if tensor.dtype != torch.int64}, source)  # which count
+    _tell_resized(state.get("visual.positional_embedding"), clip.visual, source)
+    if source.startswith("open_clip:") and file is not None:
+        shown = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
+        fields = ("mean", "std", "interpolation", "resize_mode", "quick_gelu")
+        tell_assumed(source, fields, shown, f"open_clip:{name}:TAG, or local-dir: with an open_clip_config.json")
+    return clip
+
+
+def _open_clip_named(open_clip: Any, source: str) -> tuple[str, str | None, Path | None]:
+    """open_clip's own two names of a source, and the file that weights come from, if it is one of tensors by name."""
     if source.startswith("open_clip:"):
-        _, name, *file = source.split(":", 2)
-        pretrained = file[0] if file else None
-        if pretrained is None:
+        _, name, *given = source.split(":", 2)
+        if not given:
             raise ValueError(
                 f"Teacher {source!r} names no weights: give a file or a tag, open_clip:{name}:/path/or/tag."
             )
         if name not in open_clip.list_models():
             raise ValueError(f"open_clip knows no model named {name!r}; see open_clip.list_models().")
-    else:
-        name, pretrained = source, None
-    folder = Path(source.removeprefix("local-dir:")) if source.startswith("local-dir:") else None
-    if folder is not None:
-        _check_no_adapter(folder)
-    try:
-        clip = open_clip.create_model(name, pretrained=pretrained)
-        file = _open_clip_file(folder, pretrained)
-        state = {} if file is None else open_clip.factory.load_state_dict(str(file))
-    except Exception as error:  # a damaged file, a foreign one and no network are of many unrelated types
-        raise ValueError(f"open_clip cannot open {source!r}: {reason(error)}") from error
-    # As stored: open_clip takes numbers of any kind for weights.
-    check_values({key: tensor for key, tensor in state.items() if key.startswith("visual.")}, source)
-    return open_clip_vision(clip.visual, source)
+        file = Path(given[0])
+        return name, given[0], file if file.is_file() and file.suffix not in (".npz", ".npy") else None
+    folder = Path(source.removeprefix("local-dir:"))
+    check_no_adapter(folder)
+    found = open_clip.factory._find_checkpoint_in_dir(folder)
+    if found is None:  # open_clip would go on with random numbers
+        raise ValueError(f"The folder {folder} holds no weights that open_clip reads (.safetensors, .bin or .pth).")
+    return source, None, Path(found)
 
 
-def _open_clip_file(folder: Path | None, pretrained: str | None) -> Path | None:
-    """The file that open_clip reads weights from, where it is one in PyTorch's or safetensors' format."""
-    if folder is None:
-        file = Path(pretrained or "")
-        return file if file.is_file() and file.suffix not in (".npz", ".npy") else None
-    names = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+def _tell_resized(positions: Tensor | None, visual: Any, source: str) -> None:
+    """Warns if positions are of another number of patches than the model has, which open_clip resizes."""
+    ours = getattr(visual, "positional_embedding", None)
+    if positions is not None and ours is not None and len(positions) != len(ours):
+        warnings.warn(
+            f"The positions of {source!r} are of {len(positions)} tokens, and the named model has {len(ours)}: open_clip resizes them.",
+            stacklevel=2,
+        )
 
 
 def open_clip_vision(visual: Any, source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
@@ -85,7 +113,7 @@ def open_clip_vision(visual: Any, source: str) -> tuple[SparseFormerConfig, dict
         raise ValueError(
             f"The vision tower of {source!r} pools by attention, as CoCa does; only the class token is supported."
         )
-    if visual.pool_type != "tok" or getattr(visual, "final_ln_after_pool", False):
+    if visual.pool_type != "tok":
         raise ValueError(
             f"The vision tower of {source!r} pools by {visual.pool_type!r}; only the class token is supported."
         )
@@ -117,13 +145,18 @@ def open_clip_vision(visual: Any, source: str) -> tuple[SparseFormerConfig, dict
 def read_transformers(source: str, local_files_only: bool) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
     """A folder or hub id of a CLIP or SigLIP model, of its vision tower alone, or of a LLaVA that holds one."""
     folder = _model_folder(source, local_files_only)
-    _check_no_adapter(folder)
+    check_no_adapter(folder)
     described = read_json(folder / "config.json")
+    if described.get("auto_map"):
+        raise ValueError(
+            f"{source!r} is a model of code of its own (auto_map in config.json), which is not run: remove the field if "
+            "transformers' own classes give its vectors."
+        )
     model_type, vision = _vision_config(described, source)
     siglip = model_type.startswith("siglip")
-    tensors = _vision_tensors(folder, source, None if siglip else _projection_dim(described, vision))
-    has_head = any(key.startswith("head.") for key in tensors)
     hosted = described.get("model_type") not in VISION_TYPES
+    tensors = _vision_tensors(folder, source, None if siglip else _projection_dim(described, vision), hosted=hosted)
+    has_head = any(key.startswith("head.") for key in tensors)
     if siglip and not hosted:  # LLaVA-OneVision keeps the blocks alone
         _check_pooling(vision, has_head, source)
     needed = "embeddings.patch_embedding.bias" if siglip else "pre_layrnorm.weight"
@@ -197,16 +230,6 @@ def _check_pooling(vision: dict[str, Any], has_head: bool, source: str) -> None:
         )
 
 
-def _check_no_adapter(folder: Path) -> None:
-    """Raises ValueError if there is an adapter in a model's folder, which transformers would put on it."""
-    names = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-    if any((folder / name).is_file() for name in names):
-        raise ValueError(
-            f"{folder} holds an adapter, which would be left out: merge it into its model (PEFT's merge_and_unload), and "
-            "open what that saves."
-        )
-
-
 def _model_folder(source: str, local_files_only: bool) -> Path:
     folder = Path(source)
     if folder.is_dir():
@@ -220,16 +243,17 @@ def _model_folder(source: str, local_files_only: bool) -> Path:
     return hub_folder(source, pickles=True, local_files_only=local_files_only)
 
 
-def _vision_tensors(folder: Path, source: str, projection_dim: int | None) -> dict[str, Tensor]:
+def _vision_tensors(folder: Path, source: str, projection_dim: int | None, *, hosted: bool) -> dict[str, Tensor]:
     """The tower's tensors alone, without its prefix: 4.x and 5.x of transformers, LLaVA, and wrappers nest it differently.
 
     Args:
         folder: Of the model.
         source: What it is called in errors.
         projection_dim: Width of the projection behind a CLIP's tower, 0 where none is described; None for a SigLIP.
+        hosted: Whether it is the tower of a larger model, of which the rest is left out.
 
     Raises:
-        ValueError: There is not exactly one tower, or no such projection beside it.
+        ValueError: There is not exactly one tower, or no such projection beside it, or something else of a classifier's.
     """
     anchor, projection = "embeddings.patch_embedding.weight", "visual_projection.weight"
     weights = open_weights(folder, pickles=True)
@@ -242,6 +266,12 @@ def _vision_tensors(folder: Path, source: str, projection_dim: int | None) -> di
         wanted[key] = projection
     elif projection_dim is not None:
         _check_no_projection(weights, key, projection_dim, source)
+    beside = [name for name in weights.where if name not in wanted and not any(part in name for part in BESIDE)]
+    if beside and not hosted:
+        raise ValueError(
+            f"{source!r} holds {beside[0]} beside its tower, which would be left out, as a classifier is: open the CLIP or SigLIP that "
+            "it was made from, or save the tower alone."
+        )
     tensors = {wanted[key]: tensor for key, tensor in read_tensors(weights, wanted)}
     if projection in tensors and projection_dim and len(tensors[projection]) != projection_dim:
         raise ValueError(

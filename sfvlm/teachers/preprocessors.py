@@ -115,6 +115,12 @@ def of_transformers(folder: Path, image_size: int, *, siglip: bool, hosted: bool
     for name in ("do_center_crop", "do_rescale", "do_normalize", "default_to_square"):
         if getattr(processor, name, None) not in (None, True, False):
             raise ValueError(f"{path} has {name} {getattr(processor, name)!r}; it is true or false.")
+    if kind == "LlavaImageProcessor" and processor.do_pad:
+        warnings.warn(
+            f"{path} pads photos (do_pad), which its host does and its tower does not: as a teacher it sees them unpadded, and padded "
+            "where it is given as --host.",
+            stacklevel=2,
+        )
     if processor.do_resize is not True:
         raise ValueError(f"{path} has do_resize {processor.do_resize!r}, and photos are always resized: make it true.")
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..encoder.configuration import SparseFormerConfig
 from ..util.errors import reason
-from ..util.files import read_json
-from .facts import activation_name, library, only_epsilon, teacher_config
+from ..util.files import check_content, read_json
+from .facts import activation_name, check_no_adapter, library, only_epsilon, teacher_config, tell_assumed
 from .preprocessors import of_timm
 from .tables import TIMM, check_values, rename
 
@@ -36,7 +36,15 @@ def read_timm(source: str) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
     path = Path(file[0]) if file else None
     if path is not None and not path.is_file():
         raise ValueError(f"The weights file {path} of teacher {source!r} does not exist.")
+    if path is not None:
+        check_no_adapter(path.parent)
+        check_content(path)
     described = _described_beside(path, name)
+    if path is not None and not described and "." not in name:
+        tags = [tagged for tagged in timm.list_pretrained(f"{name}.*") if tagged.split(".")[0] == name]
+        shown = {tagged: timm.get_pretrained_cfg(tagged).to_dict() for tagged in tags}
+        fields = ("mean", "std", "crop_pct", "interpolation", "crop_mode")
+        tell_assumed(source, fields, shown, f"a tag (timm:{name}.TAG:FILE), or keep timm's config.json beside the file")
     model = _built(timm, name, described)
     try:
         if path is None:
@@ -135,7 +143,7 @@ def _built(timm: Any, name: str, options: dict[str, Any]) -> Any:
     Raises:
         ValueError: timm cannot build it, or it is no plain vision transformer.
     """
-    from timm.models.vision_transformer import VisionTransformer
+    from timm.models.vision_transformer import Block, VisionTransformer
 
     try:
         model = timm.create_model(name, pretrained=False, **options)
@@ -143,6 +151,11 @@ def _built(timm: Any, name: str, options: dict[str, Any]) -> Any:
         raise ValueError(f"timm cannot build {name!r}: {reason(error)}") from error
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"timm's {name!r} is a {type(model).__name__}, not a plain VisionTransformer.")
+    for block in model.blocks:
+        if type(block) is not Block:  # others have the same names of tensors
+            raise ValueError(
+                f"timm's {name!r} has blocks of the kind {type(block).__name__}, and supported is Block alone."
+            )
     return model
 
 

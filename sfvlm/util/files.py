@@ -186,11 +186,41 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_any_json(path: Path) -> Any:
     """What a JSON file holds; ValueError if it is none."""
+    check_content(path)
     text = read_text(path)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}.") from error
+
+
+def check_content(path: Path) -> None:
+    """Raises ValueError if a file holds something that was left where its content should be, as downloads leave it."""
+    told = stand_in(path)
+    if told is not None:
+        raise ValueError(f"The file {path} {told}.")
+
+
+def stand_in(path: Path) -> str | None:
+    """What stands in a file instead of its content, with the way out; None where there is nothing of the kind."""
+    if not path.is_file():  # opening a pipe would wait
+        return None
+    with path.open("rb") as file:
+        start = file.read(256).lstrip().lower()
+    if not start:
+        return "is empty: it was not saved or downloaded whole"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of git-lfs, not the file itself: run git lfs pull in its folder, or download it"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, not the file itself: its address was another's, or asks for a login"
+    return None
+
+
+def stand_ins(folder: str | Path) -> str:
+    """The first of a folder's files that hold no content of their own, as a sentence; "" where there are none."""
+    names = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
+    told = ((path, stand_in(path)) for path in names if path.suffix in (".json", ".safetensors", ".bin", ".model"))
+    return next((f" The file {path} {why}." for path, why in told if why is not None), "")
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:

@@ -10,17 +10,19 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from ..util.errors import reason, shortened
-from ..util.files import read_json
+from ..util.files import check_content, read_json
 
 SAFE, PICKLE = "model.safetensors", "pytorch_model.bin"
 SAFE_INDEX = f"{SAFE}.index.json"
+# Where trainings keep a model's tensors beside their own state: PyTorch Lightning, timm, open_clip, DeepSpeed.
+NESTED = ("state_dict", "model", "module", "state_dict_ema", "model_ema")
 
 
 class WeightFiles(NamedTuple):
@@ -56,7 +58,9 @@ def open_weights(folder: Path, *, pickles: bool = False) -> WeightFiles:
     for file in files:
         if not file.is_file():
             raise ValueError(f"The weight file {file} is missing, which {index.name} lists.")
-        where |= dict.fromkeys(_open(file)[0], file)
+        for name in _open(file)[0]:
+            if where.setdefault(name, file) != file and folder / listed.get(name, "") == file:
+                where[name] = file  # other files may hold older copies
     if lost := sorted(listed.keys() - where.keys()):
         raise ValueError(f"{folder} lacks {len(lost)} tensors that {index.name} lists; the first is {lost[0]}.")
     return WeightFiles(files, where)
@@ -104,6 +108,7 @@ def _index(whole: Path) -> Path:
 def _open(file: Path) -> tuple[list[str], Callable[[str], Tensor]]:
     """The names of a file's tensors, and what reads one of them."""
     is_safe = file.suffix == ".safetensors"
+    check_content(file)
     try:
         if is_safe:
             opened = safe_open(file, framework="pt")
@@ -115,10 +120,29 @@ def _open(file: Path) -> tuple[list[str], Callable[[str], Tensor]]:
         told = str(error).rpartition("WeightsUnpickler error: ")[2]
         why = re.split(r" Please use|\s+Check the documentation", told)[0]
         raise ValueError(f"{file} cannot be read as {kind}: {shortened(why) or reason(error)}") from error
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    ):
+    tensors = _tensors_in(state, file)
+    return list(tensors), tensors.__getitem__
+
+
+def _tensors_in(state: Any, file: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle, which a training may have put under one name beside others.
+
+    Raises:
+        ValueError: There are other things than tensors by name, or tensors under several names.
+    """
+    if _are_tensors(state):
+        return state
+    named = {name: state[name] for name in NESTED if _are_tensors(state.get(name))} if isinstance(state, dict) else {}
+    if len(named) > 1:
+        raise ValueError(f"{file} holds tensors under the names {', '.join(named)}: save one of them alone.")
+    if not named:
         raise ValueError(
             f"{file} cannot be read as a pickle of tensors alone: it holds other things than tensors by name."
         )
-    return list(state), state.__getitem__
+    return next(iter(named.values()))
+
+
+def _are_tensors(state: Any) -> bool:
+    return isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    )

@@ -288,6 +288,70 @@ def test_siglip_texts_are_padded_to_the_full_length_without_a_mask(tmp_path):
     assert encoder.scale == pytest.approx(model.logit_scale.exp().item())
 
 
+@pytest.mark.parametrize("eos", [2, 98])
+def test_a_text_tower_ends_texts_as_transformers_does_for_old_and_new_files(eos, clip_source, tmp_path):
+    """Of old files the end token is 2 by name, and transformers looks for the largest id."""
+    shutil.copytree(clip_source, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"] |= {"eos_token_id": eos, "hidden_act": "gelu"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    encoder, model = open_text_encoder(str(tmp_path)), CLIPModel.from_pretrained(tmp_path).eval()
+    assert encoder is not None
+    texts = ["a red square", "a", "a photo of " * 9]
+    with torch.no_grad():
+        theirs: Any = model.get_text_features(**encoder.tokenize(texts))
+    torch.testing.assert_close(encoder(texts), F.normalize(theirs.pooler_output, dim=-1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("text_model.final_layer_norm.bias", lambda tensor: tensor * torch.nan, "32 numbers that are not finite"),
+        ("text_projection.weight", lambda tensor: tensor.to(torch.int8), "is int8: it is quantised"),
+        (
+            "text_model.embeddings.position_embedding.weight",
+            lambda tensor: tensor[:8],
+            "The text tower of .* cannot be",
+        ),
+    ],
+)
+def test_a_text_tower_without_weights_of_its_own_is_refused_by_name(name, change, message, clip_source, tmp_path):
+    shutil.copytree(clip_source, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {name: change(tensors[name])}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        open_text_encoder(str(tmp_path))
+
+
+def test_a_text_tower_is_not_opened_without_its_adapter_or_with_another_tokenizer(clip_source, tmp_path):
+    shutil.copytree(clip_source, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:01\n")
+    with pytest.raises(
+        ValueError, match=r"tokenizer of .* cannot be opened: .*tokenizer\.json is a pointer of git-lfs"
+    ):
+        open_text_encoder(str(tmp_path))
+    word_tokenizer([*"abcdefghij"] * 10 + ["cat"]).save_pretrained(tmp_path)
+    encoder = open_text_encoder(str(tmp_path))
+    assert encoder is not None
+    with pytest.raises(ValueError, match=r"gives the token 101, and its text tower knows 99 \(vocab_size\)"):
+        encoder(["a cat"])
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds an adapter, which would be left out"):
+        open_text_encoder(str(tmp_path))
+
+
+def test_an_open_clip_text_tower_is_refused_as_its_teacher_is(open_clip_source, tmp_path):
+    folder = Path(open_clip_source.removeprefix("local-dir:"))
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    tensors, file = load_file(tmp_path / "open_clip_model.safetensors"), tmp_path / "open_clip_model.safetensors"
+    save_file(tensors | {"ln_final.bias": tensors["ln_final.bias"].to(torch.int8)}, file)
+    with pytest.raises(ValueError, match=r"'ln_final\.bias' of .* is int8"):
+        open_text_encoder(f"local-dir:{tmp_path}")
+    file.unlink()
+    with pytest.raises(ValueError, match="holds no weights that open_clip reads"):
+        open_text_encoder(f"local-dir:{tmp_path}")
+
+
 def test_a_teacher_without_texts_has_no_text_encoder(clip_folder, clip_model, tmp_path):
     assert open_text_encoder("timm:vit_tiny_patch16_224:/any.safetensors") is None
     clip_model.vision_model.save_pretrained(tmp_path / "vision")

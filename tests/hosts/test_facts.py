@@ -1,7 +1,10 @@
 """What is read of a host, beside what transformers' own model and processor make of the same files."""
 
+import copy
 import json
+import re
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from sfvlm.bootstrap.targets.interview import Interview
 from sfvlm.hosts.facts import dense_tokens, read_host
 from sfvlm.hosts.folders import swap_folder
 from sfvlm.hosts.host import open_host
+from sfvlm.hosts.plan import plan_swap
 from sfvlm.hosts.reader import HostReader
 from sfvlm.photos.scenes import render_scene
 from sfvlm.photos.sources import open_photos
@@ -120,6 +124,7 @@ WAYS = {
     "not padded": LlavaImageProcessor(size={"shortest_edge": 56}, crop_size=SQUARE),
     "padding of another kind": CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=SQUARE, do_pad=True),
     "SigLIP's": SiglipImageProcessor(size=SQUARE),
+    "squashed bilinearly": SiglipImageProcessor(size=SQUARE, resample=2),
 }
 
 
@@ -145,6 +150,44 @@ def test_a_host_whose_photos_no_tower_learns_from_is_not_learned_from() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             HostReader(*made(CLIPVisionConfig(**BLOCKS), "default", -2, processor))
+
+
+@pytest.mark.parametrize(
+    ("photos", "tower", "told"),
+    [
+        ({}, {}, None),
+        ({"resample": 2}, {"resample": "bilinear"}, None),
+        ({"resample": 2}, {}, "with resample bilinear, and the tower learned from photos of bicubic"),
+        ({}, {"resample": "bilinear"}, "with resample bicubic, and the tower learned from photos of bilinear"),
+        ({"size": {"shortest_edge": 64}}, {"crop_pct": 56 / 64}, None),
+        ({"size": {"shortest_edge": 64}}, {}, r"with crop_pct 0\.875, and the tower learned from photos of 1\.0"),
+        ({}, {"crop_pct": 0.875}, r"with crop_pct 1\.0, and the tower learned from photos of 0\.875"),
+        ({"size": SQUARE, "do_center_crop": False}, {}, None),
+    ],
+)
+def test_a_tower_that_learned_from_photos_made_otherwise_is_told_when_it_is_put_in(
+    photos: dict[str, Any], tower: dict[str, Any], told: str | None
+) -> None:
+    shown = CLIPImageProcessor(**({"size": {"shortest_edge": 56}, "crop_size": SQUARE} | photos))
+    facts = read_host(*_parts(made(CLIPVisionConfig(**BLOCKS), "default", -2, shown)))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        plan_swap(facts, tiny_tower(4, **tower).config)
+    assert len(said) == (told is not None)
+    assert told is None or re.search(told, str(said[0].message))
+
+
+def test_a_filter_that_is_none_of_pillows_is_refused() -> None:
+    model, processor = made(CLIPVisionConfig(**BLOCKS), "default", -2, WAYS["middle"])
+    photos = copy.copy(processor.image_processor)
+    photos.resample = 17
+    processor.image_processor = photos
+    with pytest.raises(ValueError, match="has resample 17, which is none of Pillow's filters"):
+        read_host(model.config, processor)
+
+
+def _parts(pair: tuple[Any, Any]) -> tuple[Any, Any]:
+    return pair[0].config, pair[1]
 
 
 @pytest.mark.parametrize(

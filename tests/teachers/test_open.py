@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import randomize
 from transformers import (
+    CLIPConfig,
+    CLIPForImageClassification,
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -17,6 +19,8 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    SiglipConfig,
+    SiglipForImageClassification,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -649,3 +653,168 @@ def test_checkpoints_of_timms_and_open_clips_training_are_opened(prefix: str, tm
     state = {prefix + key: tensor for key, tensor in tensors.items()}
     torch.save({"epoch": 3, "state_dict": state, "optimizer": {"step": 1}}, file)
     assert open_teacher(f"local-dir:{tmp_path}").sha256 == plain.sha256
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 605156676\n"
+STAND_INS = [(POINTER, "is a pointer of git-lfs"), (b"<!DOCTYPE html><html>", "is a web page"), (b"", "is empty")]
+
+
+@pytest.mark.parametrize(("content", "message"), STAND_INS)
+@pytest.mark.parametrize("form", ["config.json", "model.safetensors", "pytorch_model.bin", "open_clip", "timm"])
+def test_what_a_download_left_in_place_of_a_file_is_called_by_its_name(
+    form: str, content: bytes, message: str, clip_folder: Path, tmp_path: Path
+) -> None:
+    name = {"open_clip": "open_clip_model.safetensors", "timm": "vit.pth"}.get(form, form)
+    source = {"open_clip": f"local-dir:{tmp_path}", "timm": f"timm:test_vit:{tmp_path / name}"}.get(form, str(tmp_path))
+    shutil.copytree(clip_folder, tmp_path, dirs_exist_ok=True)
+    if form == "pytorch_model.bin":
+        (tmp_path / "model.safetensors").unlink()
+    write_open_clip_config(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        open_teacher(source)
+
+
+@pytest.mark.parametrize("file", [None, "epoch_3.pt", "flax_model.msgpack"])
+def test_an_open_clip_folder_without_weights_is_no_teacher_of_random_numbers(file: str | None, tmp_path: Path) -> None:
+    write_open_clip_config(tmp_path)
+    if file is not None:
+        (tmp_path / file).write_bytes(b"weights")
+    with pytest.raises(ValueError, match="holds no weights that open_clip reads"):
+        open_teacher(f"local-dir:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "epoch_3.bin"])
+def test_weights_that_open_clip_finds_under_another_name_are_checked_as_stored(name: str, tmp_path: Path) -> None:
+    import open_clip
+
+    write_open_clip_config(tmp_path)
+    tensors = open_clip.CLIP(**OPEN_CLIP).state_dict()
+    tensors["visual.ln_post.bias"] = tensors["visual.ln_post.bias"].to(torch.int8)
+    save_file(tensors, tmp_path / name) if name.endswith("safetensors") else torch.save(tensors, tmp_path / name)
+    with pytest.raises(ValueError, match=r"'visual\.ln_post\.bias' of .* is int8: it is quantised"):
+        open_teacher(f"local-dir:{tmp_path}")
+
+
+@torch.no_grad()
+def test_positions_that_open_clip_resizes_are_told_and_its_own(tmp_path: Path) -> None:
+    import open_clip
+
+    write_open_clip_config(tmp_path)
+    larger = OPEN_CLIP["vision_cfg"] | {"image_size": 64}
+    tensors = randomize(open_clip.CLIP(**(OPEN_CLIP | {"vision_cfg": larger})), scale=0.05).state_dict()
+    save_file(tensors, tmp_path / "open_clip_model.safetensors")
+    with pytest.warns(UserWarning, match="are of 65 tokens, and the named model has 17: open_clip resizes them"):
+        teacher = open_teacher(f"local-dir:{tmp_path}")
+    close(teacher.model(PIXELS).pooled, open_clip.create_model(f"local-dir:{tmp_path}").eval().encode_image(PIXELS))
+
+
+@pytest.mark.parametrize("name", ["state_dict", "model", "module", "state_dict_ema"])
+def test_tensors_under_a_name_of_a_trainings_are_found(name: str, clip_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "nested"
+    shutil.copytree(clip_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = load_file(clip_folder / "model.safetensors")
+    torch.save({"epoch": 3, "optimizer": {"state": {}}, name: tensors}, folder / "pytorch_model.bin")
+    assert open_teacher(folder).sha256 == open_teacher(clip_folder).sha256
+    torch.save({name: tensors, "model_ema": tensors}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=f"holds tensors under the names {name}, model_ema: save one of them alone"):
+        open_teacher(folder)
+
+
+def test_a_classifier_beside_a_tower_is_not_left_out_silently(tmp_path: Path) -> None:
+    sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2)
+    vision = sizes | dict(image_size=32, patch_size=8)
+    text = sizes | dict(vocab_size=99, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    clip = CLIPForImageClassification(CLIPConfig(vision_config=vision, text_config=text))
+    siglip = SiglipForImageClassification(SiglipConfig(vision_config=vision, text_config=text))
+    for name, model in (("clip", clip), ("siglip", siglip)):
+        model.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=r"holds classifier\.bias beside its tower, which would be left out"):
+            open_teacher(tmp_path / name)
+
+
+def test_a_model_of_code_of_its_own_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    folder = changed_clip(
+        tmp_path / "clip", clip_folder, config={"auto_map": {"AutoModel": "modeling_evaclip.EvaCLIP"}}
+    )
+    with pytest.raises(ValueError, match=r"code of its own \(auto_map in config.json\), which is not run"):
+        open_teacher(folder)
+
+
+@pytest.mark.parametrize("library", ["timm", "open_clip"])
+def test_an_adapter_beside_a_file_of_weights_is_not_left_out_silently(library: str, tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"whatever it is")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    name = {"timm": "test_vit", "open_clip": "ViT-B-32"}[library]
+    with pytest.raises(ValueError, match="holds an adapter, which would be left out: merge it"):
+        open_teacher(f"{library}:{name}:{tmp_path / 'weights.safetensors'}")
+
+
+def test_blocks_of_another_kind_with_the_same_names_are_refused(tmp_path: Path) -> None:
+    import timm
+
+    name, sizes = "vit_base_patch16_rpn_224", dict(qkv_bias=True, depth=1, embed_dim=64, num_heads=2, img_size=32)
+    save_file(timm.create_model(name, **sizes).state_dict(), tmp_path / "vit.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "model_args": sizes}))
+    with pytest.raises(ValueError, match="has blocks of the kind ResPostBlock"):
+        open_teacher(f"timm:{name}:{tmp_path / 'vit.safetensors'}")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("vit_small_patch16_224", "mean, std of its model's name are assumed"),  # AugReg's and DINO's
+        ("vit_small_patch16_224.dino", None),
+        ("vit_small_patch32_224", None),  # all that are published agree
+    ],
+)
+def test_a_bare_file_of_timm_says_what_its_name_leaves_open(
+    name: str, told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    import timm
+
+    file = tmp_path / "vit.safetensors"
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, embed_dim=64, depth=2, num_heads=2))
+    save_file(timm.create_model(name).state_dict(), file)
+    open_teacher(f"timm:{name}:{file}")
+    said = [str(each.message) for each in recwarn if "are assumed" in str(each.message)]
+    assert len(said) == (told is not None) and (told is None or told in said[0])
+    if told is not None:
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "pretrained_cfg": {"mean": [0.4] * 3}}))
+        open_teacher(f"timm:{name}:{file}")
+        assert len([each for each in recwarn if "are assumed" in str(each.message)]) == 1
+
+
+def test_a_bare_file_of_open_clip_says_what_its_name_leaves_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    import open_clip
+
+    (tmp_path / "ViT-tiny-two-ways.json").write_text(json.dumps(OPEN_CLIP))
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [*open_clip.factory._MODEL_CONFIG_PATHS])
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
+    open_clip.add_model_config(tmp_path / "ViT-tiny-two-ways.json")
+    file = tmp_path / "weights.safetensors"
+    save_file(open_clip.CLIP(**OPEN_CLIP).state_dict(), file)
+    source = f"open_clip:ViT-tiny-two-ways:{file}"
+    open_teacher(source)
+    assert not [each for each in recwarn if "are assumed" in str(each.message)]
+    tags = {"openai": {"quick_gelu": True, "mean": (0.48,) * 3}, "laion2b": {"mean": (0.5,) * 3}}
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: list(tags))
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: tags[tag])
+    with pytest.warns(UserWarning, match=r"mean, quick_gelu of its model's name are assumed, .*\(openai, laion2b\)"):
+        open_teacher(source)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_of_two_copies_of_a_tensor_the_one_that_the_index_lists_is_taken(
+    names: tuple[str, str], clip_folder: Path, tmp_path: Path
+) -> None:
+    folder, (true, old) = tmp_path / "clip", (f"{name}.safetensors" for name in names)
+    shutil.copytree(clip_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / true)
+    save_file({key: tensor * 0 for key, tensor in tensors.items()} | {"logit_bias": torch.zeros(1)}, folder / old)
+    listed = dict.fromkeys(tensors, true) | {"logit_bias": old}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    assert open_teacher(folder).sha256 == open_teacher(clip_folder).sha256

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from tiny import randomize
+from tiny_llava import tiny_llava
 from transformers import AutoImageProcessor, CLIPImageProcessor, CLIPModel, SiglipVisionConfig, SiglipVisionModel
 
 from sfvlm.encoder.folder import image_processor
@@ -173,6 +175,7 @@ def open_clip_folder(folder: Path, preprocess: dict[str, Any], **vision: Any) ->
         ({"interpolation": "bilinear", "mean": 0.5, "std": [0.2, 0.3, 0.4], "fill_color": 9}, {}),
         ({"interpolation": "random", "size": 64, "mean": None}, {}),
         ({}, {"no_ln_pre": True, "norm_kwargs": {"eps": 1e-3}, "act_kwargs": {"approximate": "tanh"}}),
+        ({}, {"final_ln_after_pool": True}),
         ({}, {"patch_dropout": 0.5, "output_tokens": True, "block_type": "custom", "pos_embed_type": "sin_cos_2d"}),
     ],
 )
@@ -283,3 +286,16 @@ def test_a_students_view_is_what_the_preprocessor_beside_it_makes_whatever_is_le
         tower_pixels([photo], config, torch.zeros(1)).mul(1000).round(),
         processor(photo, return_tensors="pt")["pixel_values"].mul(1000).round(),
     )
+
+
+def test_a_llava_that_pads_photos_is_said_to_be_seen_without_as_a_teacher(tmp_path: Path) -> None:
+    folder = tiny_llava(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_teacher(folder)
+    path = folder / "processor_config.json"
+    whole = json.loads(path.read_text())
+    whole["image_processor"] |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+    path.write_text(json.dumps(whole))
+    with pytest.warns(UserWarning, match=r"pads photos \(do_pad\), .* it sees them unpadded"):
+        open_teacher(folder)
