@@ -44,6 +44,7 @@ from ..photos.views import (
 )
 from ..teachers.inherit import InheritanceReport
 from ..teachers.open import Teacher
+from ..util.console import say
 from ..util.files import make_folder
 from .alignment import Target, align, selected
 from .checkpoints import (
@@ -161,7 +162,9 @@ class _Run:
         if options.batch_size % world:
             raise ValueError(f"batch_size {options.batch_size} is not a multiple of the {world} processes.")
         self.at_once = options.batch_size // world  # photos that a device has memory for
-        self.photos = split_photos(photos, options)
+        self.photos = split_photos(photos, options, for_host=host is not None)
+        for remark in self.photos.remarks:
+            say(remark)
         self.skips = SkipLog(out / SKIPPED) if self.is_main else None
         self.untold: list[Mapping[str, str]] = []  # photos passed over here, which the first process does not know yet
 

@@ -1,6 +1,7 @@
 """Which photos a host can be shown: not those that are next to a line.
 
-Hosts make the shorter side as long as their views, or pad to a square: of a hair line that is a picture of gigabytes.
+Hosts make the shorter side as long as their views, or pad to a square: of a hair line that is a picture of gigabytes. So what
+counts is not how thin a photo is, but how many pixels it has once its shorter side is as long as a view.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,10 @@ from PIL import Image
 from .decode import Photo, UnreadablePhoto
 from .sources import SomePhotos
 
-MAX_SIDE, MAX_RATIO = 20_000, 64
+MAX_SIDE = 20_000
+VIEW = 384  # the greatest side of the views of LLaVA's usual towers, CLIP's and SigLIP's
+MAX_PIXELS = 100_000_000  # in memory as float32 of three channels: 1.2 GB
+MAX_RATIO = MAX_PIXELS // VIEW**2
 
 
 def too_long(image: Image.Image) -> str | None:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .decode import Photo, UnreadablePhoto, to_rgb
-from .sources import Photos
+from .sources import SomePhotos
 
 
 def training_view(
@@ -152,7 +152,7 @@ def padded(image: Image.Image, mean: Sequence[float]) -> Image.Image:
 class Selection(Dataset[Photo]):
     """Some of the photos, by index: training ones without the held-back ones."""
 
-    def __init__(self, photos: Photos, indices: Sequence[int]) -> None:
+    def __init__(self, photos: SomePhotos, indices: Sequence[int]) -> None:
         self.photos = photos
         self.indices = np.asarray(indices, dtype=np.int64)
 
@@ -192,7 +192,7 @@ class ViewDataset(Dataset[View]):
 
     def __init__(
         self,
-        photos: Photos | Selection,
+        photos: SomePhotos,
         image_size: int,
         *,
         training: bool,
