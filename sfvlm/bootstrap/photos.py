@@ -9,6 +9,7 @@ import torch
 from ..photos.batches import Selection
 from ..photos.decode import UnreadablePhoto
 from ..photos.sources import Photos, named, names_hash
+from ..photos.views import ShowablePhotos
 from ..util.subsets import spread
 from ..vqa.photos import COMPARED, photo_fingerprint
 from .options import BootstrapOptions
@@ -25,6 +26,7 @@ class RunPhotos:
     passed_over: Mapping[str, int]  # files of the sources that are no photos, by kind
     trained: Mapping[str, Any]  # by what the training photos are known
     fingerprint: Mapping[str, Any]  # by what all are known: a resumed run must have the same ones
+    remarks: tuple[str, ...] = ()  # what a person should be told, a sentence each
 
     def counts(self) -> dict[str, Any]:
         """What a finished model says of them."""
@@ -38,13 +40,16 @@ class RunPhotos:
         }
 
 
-def split_photos(photos: Photos, options: BootstrapOptions) -> RunPhotos:
+def split_photos(photos: Photos, options: BootstrapOptions, *, for_host: bool = False) -> RunPhotos:
     """Training photos and held-back ones, without those left out, by a permutation of the seed.
+
+    With `for_host`, those that no host can be shown count as unreadable.
 
     Raises:
         ValueError: No photo is left, or none of one part can be read.
     """
-    left_out = named(photos, options.leave_out) if options.leave_out else set()
+    remarks: list[str] = []
+    left_out = named(photos, options.leave_out, remarks) if options.leave_out else set()
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(options.seed)).tolist()
     order = [index for index in order if index not in left_out]
     if options.most_photos:
@@ -53,13 +58,16 @@ def split_photos(photos: Photos, options: BootstrapOptions) -> RunPhotos:
         raise ValueError(f"{options.leave_out} names all {len(photos)} photos: none is left to train on.")
     count = min(options.held_back, len(order) // 10)
     held_back = order[:count] or order[:1]  # with fewer than ten photos, the evaluation looks at a trained one
-    training, measured = Selection(photos, sorted(order[count:])), Selection(photos, sorted(held_back))
+    usable = ShowablePhotos(photos) if for_host else photos
+    training, measured = Selection(usable, sorted(order[count:])), Selection(usable, sorted(held_back))
     _check_readable(training, "to train on")
     _check_readable(measured, "to evaluate on")
     trained = {"photos": len(training), "photo_names": names_hash(training), "photo_samples": _samples(training)}
     fingerprint = trained | {"held_back_names": names_hash(measured)}
     passed_over = photos.passed_over.counts
-    return RunPhotos(photos.origins, training, measured, len(left_out), passed_over, trained, fingerprint)
+    return RunPhotos(
+        photos.origins, training, measured, len(left_out), passed_over, trained, fingerprint, tuple(remarks)
+    )
 
 
 def _check_readable(photos: Selection, purpose: str) -> None:

@@ -26,6 +26,7 @@ from ..photos.batches import ViewBatch
 from ..photos.sources import Photos
 from ..teachers.open import Teacher
 from ..teachers.report import InheritanceReport
+from ..util.console import say
 from ..util.files import make_folder
 from .batches import Skips, photos_at_once, training_batches
 from .checkpoints import RunCheckpoints, list_checkpoints, uninterrupted
@@ -89,7 +90,9 @@ def bootstrap(
     make_folder(out)
     accelerator = open_accelerator(options, config, out)
     at_once = photos_at_once(options, accelerator)
-    split, skips = split_photos(photos, options), Skips(out / SKIPPED, accelerator)
+    split, skips = split_photos(photos, options, for_host=host is not None), Skips(out / SKIPPED, accelerator)
+    for remark in split.remarks:
+        say(remark)
     origin = Origin(teacher, config, trained, report, split, host, options, accelerator)
     learner = open_learner(student, options, accelerator)
     dense = teacher.model.to(accelerator.device)

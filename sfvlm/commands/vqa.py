@@ -141,7 +141,14 @@ def _questions(command: VqaCommand) -> tuple[list[Question], NamedPhotos | None]
         options = {} if name == "scenes" else dict[str, Any](split=command.split)
         if name in ("pope-like", "pope-captions"):
             options |= dict(seed=command.seed, negatives=command.negatives)
-        questions = made_questions(name, photos.photos, **options)
+        unasked: dict[str, str] = {}
+        questions = made_questions(name, photos.photos, unasked, **options)
+        if unasked:
+            photos.photos.notes += (
+                f"{len(unasked)} photos have no questions, because they or what is said of them cannot be read; the first of them: "
+                f"{next(iter(unasked.values()))}.",
+            )
+            say(photos.photos.notes[-1])
     else:
         questions = questions_of(name, command.questions, command.annotations, not command.only_ask)
     if photos is not None and command.model:

@@ -51,8 +51,14 @@ def resolve_classes(
     said: list[str] = []
     if classes.indices and own == tuple(sorted(own, key=_counting)) != tuple(sorted(own)):
         said.append(f"The classes of --class-indices are those of the photos by number: {own[0]}, {own[1]}, ...")
-    if own and classes.indices and len(own) != len(classes.indices):
-        raise ValueError(f"The photos have {len(own)} classes, and --class-indices lists {len(classes.indices)}.")
+    if own and classes.indices:
+        if len(own) != len(classes.indices):
+            raise ValueError(f"The photos have {len(own)} classes, and --class-indices lists {len(classes.indices)}.")
+        _check_indices(own, classes, outputs)
+        if not all(map(is_number, own)) and _is_sorted_as_text(own):
+            said.append(
+                f"The classes of --class-indices are those of the photos sorted as text: {own[0]}, {own[1]}, ..."
+            )
     if outputs is None:
         names, indices = _of_texts(own, classes, said.append)
         outputs = len(names)
@@ -111,6 +117,8 @@ def _of_outputs(
     """Label -> class of a teacher's own classifier."""
     if classes.names is not None:
         say("The names of --class-names are not used: the teacher has a classifier of its own.")
+    if classes.templates is not None:
+        say("The sentences of --templates are not used: the teacher has a classifier of its own.")
     if classes.indices:
         return classes.indices
     if not own:
@@ -127,6 +135,7 @@ def _of_outputs(
     if indices is None and all(map(is_number, own)):
         return _by_number(own, [f"class {number}" for number in range(outputs)], "The teacher's classes", say)
     if indices is None:
+        _check_order(own, "the teacher's classes")
         say(
             f"The photos' {outputs} classes are taken for the teacher's in their order: {own[0]!r} is its class 0, {own[-1]!r} its "
             f"class {outputs - 1}."
@@ -175,16 +184,46 @@ def _found_among(own: tuple[str, ...], classes: Classes, say: Callable[[str], No
             f"The photos have {len(own)} classes, and {len(names)} names are given: give as many, in the order of the "
             "labels, or say with --class-indices which of the names they are."
         )
-    if own == tuple(sorted(own)) and [*own] != (counted := sorted(own, key=_counting)):
-        raise ValueError(
-            f"The photos' classes are sorted as text ({own[0]}, {own[1]}, ...) and --class-names may be sorted by number ({counted[0]}, "
-            f"{counted[1]}, ...): name the folders by the classes, or write their numbers with as many digits each."
-        )
+    _check_order(own, "--class-names")
     say(
         f"The {len(names)} names of --class-names are taken for the photos' classes in their order: {own[0]!r} is {names[0]!r}, "
         f"{own[-1]!r} is {names[-1]!r}."
     )
     return None
+
+
+def _is_sorted_as_text(own: Sequence[str]) -> bool:
+    """Whether numbers in names are in the order of text: class 10 before class 2."""
+    return [*own] == sorted(own) != sorted(own, key=_counting)
+
+
+def _check_order(own: Sequence[str], others: str) -> None:
+    """Raises ValueError where two orders of the photos' classes are as likely."""
+    if _is_sorted_as_text(own):
+        counted = sorted(own, key=_counting)
+        raise ValueError(
+            f"The photos' classes are sorted as text ({own[0]}, {own[1]}, ...) and {others} may be sorted by number ({counted[0]}, "
+            f"{counted[1]}, ...): name the folders by the classes, or write their numbers with as many digits each."
+        )
+
+
+def _check_indices(own: Sequence[str], classes: Classes, outputs: int | None) -> None:
+    """Raises ValueError where what the photos' classes are called says otherwise than --class-indices."""
+    given = classes.indices or ()
+    names = classes.names or (imagenet_names() if outputs is None else ())
+    meant: Sequence[Sequence[int]] = _places(own, names) if names else ()
+    if all(map(is_number, own)):
+        numbers = [int(name) for name in own]
+        meant = [[number] for number in numbers] if {*numbers} == {*given} else ()
+    elif classes.names is None and outputs in (None, 1000) and (wordnet := imagenet_indices(own)) is not None:
+        meant = [[number] for number in wordnet]
+    for name, place, index in zip(own, meant, given, strict=False):
+        if place and index not in place:
+            called = f", {names[index]!r}" if 0 <= index < len(names) else ""
+            raise ValueError(
+                f"--class-indices says that the photos' class {name!r} is class {index}{called}, but it is called like class {place[0]}: "
+                f"list the classes in the order of the photos', {own[0]}, {own[1] if len(own) > 1 else '...'}, ..., or leave the flag out."
+            )
 
 
 def _by_number(
@@ -288,15 +327,15 @@ def mapped_labels(labels: Sequence[int | None], class_indices: Sequence[int] | N
     """
     if any(label is None for label in labels):
         raise ValueError(f"{sum(label is None for label in labels)} of {len(labels)} photos have no label.")
-    given = torch.tensor([label for label in labels if label is not None])
+    numbers = [label for label in labels if label is not None]  # of any size: they are what a file says
     known = classes if class_indices is None else len(class_indices)
-    if not 0 <= int(given.min()) <= int(given.max()) < known:
+    low, high = min(numbers), max(numbers)
+    if not 0 <= low <= high < known:
         what = f"the classifier has {classes} classes" if class_indices is None else f"--class-indices lists {known}"
-        is_one_more = class_indices is None and int(given.min()) >= 1 and int(given.max()) == known
+        is_one_more = class_indices is None and low >= 1 and high == known
         way_out = " If they are counted from 1, let --class-names say so: 1 NAME, 2 NAME, ..." if is_one_more else ""
-        raise ValueError(
-            f"The labels go from {int(given.min())} to {int(given.max())}, but {what}, counted from 0.{way_out}"
-        )
+        raise ValueError(f"The labels go from {low} to {high}, but {what}, counted from 0.{way_out}")
+    given = torch.tensor(numbers)
     if class_indices is None:
         return given
     table = torch.tensor(class_indices)

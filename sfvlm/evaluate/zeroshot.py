@@ -7,7 +7,7 @@
 Shapes: B batch, N photos, T texts, K classes, E width of the shared space.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -138,6 +138,7 @@ def evaluate(
     Raises:
         ValueError: The photos do not fit the task, or the candidates one another.
     """
+    _check_read(task, views)
     encode = partial(encode_all, views=views, mean_std=mean_std, batch_size=batch_size, device=device, workers=workers)
     teacher = encode(candidates[0].module, title=candidates[0].name)
     remarks = list(views.photos.remarks)
@@ -184,13 +185,15 @@ def choose_task(
     labelled = any(label is not None for label in teacher.labels)
     captioned = any(teacher.captions)
     has_classifier = teacher.logits is not None
-    if task in ("auto", "classification"):
-        _check_read("label", teacher, "--task retrieval or fidelity")
     if task == "auto":
         can_classify = labelled and (has_classifier or text() is not None)
         task = "classification" if can_classify else "retrieval" if captioned and text() is not None else "fidelity"
-        if task == "fidelity" and (lost := _unread("captions", teacher)):
-            remarks.append(lost)
+        if task == "fidelity" and (lost := [each for each in teacher.unread if "captions" in each]):
+            remarks.append(_unread("captions", lost[0], len(lost), len(teacher.index)))
+        if task == "retrieval":
+            _refuse_unread("captions", [each for each in teacher.unread if "captions" in each], len(teacher.index))
+    if task != "classification" and (classes.names or classes.indices or classes.templates):
+        remarks.append(f"--class-names, --class-indices and --templates are not used: there are no classes in {task}.")
     if task == "classification":
         if not labelled:
             raise ValueError(
@@ -207,7 +210,6 @@ def choose_task(
         return name, partial(classify, classifier=classifier, class_indices=indices)
     if task == "retrieval":
         encoder = text()
-        _check_read("captions", teacher, "--task fidelity")
         if not captioned or encoder is None:
             what = "The teacher has no text tower" if encoder is None else "The photos have no captions"
             raise ValueError(f"{what}, so that there is no retrieval to measure.")
@@ -221,18 +223,26 @@ def choose_task(
     return "fidelity", lambda encoded: ({}, None if encoded.logits is None else encoded.logits.argmax(-1))
 
 
-def _unread(what: str, encoded: Encoded) -> str:
-    """A sentence of the photos of which a "label" or "captions" are there but cannot be read; nothing where there are none."""
-    lost = [each for each in encoded.unread if what in each]
-    if not lost:
-        return ""
+def _check_read(task: Task, views: EvaluationViews) -> None:
+    """Raises ValueError where photos have what the task needs and it cannot be read; before any model sees one."""
+    what = {"auto": "label", "classification": "label", "retrieval": "captions"}.get(task)
+    if what is None:
+        return
+    said = ({"key": views.photos.key(index), **views.photos.unread(index)} for index in views.indices)
+    lost = [(number, each) for number, each in enumerate(said) if what in each]
+    if any("pixels" in views[number] for number, _ in lost):  # of broken photos nothing is asked
+        _refuse_unread(what, [each for _, each in lost], len(views))
+
+
+def _refuse_unread(what: str, lost: Sequence[Mapping[str, str]], count: int) -> None:
+    way_out = "--task retrieval or fidelity" if what == "label" else "--task fidelity"
+    if lost:
+        raise ValueError(
+            f"{_unread(what, lost[0], len(lost), count)} Repair them, or measure without them by {way_out}."
+        )
+
+
+def _unread(what: str, first: Mapping[str, str], lost: int, count: int) -> str:
+    """A sentence of the photos of which a "label" or "captions" are there but cannot be read."""
     plural = "labels" if what == "label" else what
-    return (
-        f"The {plural} of {len(lost)} of the {len(encoded.index)} photos cannot be read, the first of {lost[0]['key']}: "
-        f"{lost[0][what]}."
-    )
-
-
-def _check_read(what: str, encoded: Encoded, way_out: str) -> None:
-    if lost := _unread(what, encoded):
-        raise ValueError(f"{lost} Repair them, or measure without them by {way_out}.")
+    return f"The {plural} of {lost} of the {count} photos cannot be read, the first of {first['key']}: {first[what]}."

@@ -20,14 +20,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .decode import Photo, UnreadablePhoto
-from .sources import Photos
+from .sources import Photos, SomePhotos
 from .views import evaluation_view, padded, training_view
 
 
 class Selection(Dataset[Photo]):
     """Some of the photos, by index: training ones without the held-back ones."""
 
-    def __init__(self, photos: Photos, indices: Sequence[int]) -> None:
+    def __init__(self, photos: SomePhotos, indices: Sequence[int]) -> None:
         self.photos = photos
         self.indices = np.asarray(indices, dtype=np.int64)
 

@@ -198,7 +198,10 @@ def _grey_to_eight_bits(image: Image.Image) -> Image.Image:
     """Scales deep greyscale, which Pillow's own conversion would clip to white.
 
     White is the greatest value of the fewest bits that hold the brightest one; floats may go from 0 to 1 too. What is beyond
-    all of these is scaled by its own maximum.
+    all of these is scaled by its own maximum. Where the file shows that its values fill 16 bits, as viewers take them to, a dark
+    photo stays dark: PGM says its white, and values that are all multiples of 256 or 257 were 8 bits before. Other photos of 16
+    bits none of whose values is above 4095 are taken for what cameras and scanners measured with 12 or 10, which is what such
+    files mostly hold; the rare dark one among them is brightened.
 
     Raises:
         ValueError: The values go so far below 0 that they are no brightness, such as those of a scan or a normalised picture.
@@ -206,7 +209,7 @@ def _grey_to_eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float32)
     valid = np.abs(values) < 1e30  # no number, or the marks that stand for none
     brightest, darkest = (float(extreme(values, where=valid, initial=0)) for extreme in (np.max, np.min))
-    whites = (1.0, WHITES[0], WHITES[-1]) if image.mode == "F" else _stored_white(image) or WHITES
+    whites = (1.0, WHITES[0], WHITES[-1]) if image.mode == "F" else _stored_white(image, values) or WHITES
     white = next((value for value in whites if brightest <= value), brightest)
     if darkest < -white / 10:
         raise ValueError(
@@ -216,7 +219,13 @@ def _grey_to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8))
 
 
-def _stored_white(image: Image.Image) -> tuple[float, ...]:
-    """The greatest value that a TIFF says its bits can hold, where that are neither 8, 16 nor 32."""
+def _stored_white(image: Image.Image, values: np.ndarray) -> tuple[float, ...]:
+    """The white that a file tells: a TIFF by its bits, where that are neither 8, 16 nor 32; others that it is that of 16 bits."""
     bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # BitsPerSample
-    return (2.0**bits - 1,) if 8 < bits < 16 else ()
+    if 8 < bits < 16:
+        return (2.0**bits - 1,)
+    if image.format == "PPM":  # Pillow has scaled it to 16 bits
+        return WHITES[-1:]
+    # Of 8 bits, whichever way these were made 16; more than black and one grey, which could be multiples by chance.
+    were_eight = any(not (values % step).any() for step in (256, 257)) and len(np.unique(values)) > 2
+    return WHITES[-1:] if were_eight and values.max(initial=0) <= WHITES[-1] else ()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from ..util.errors import check_of_file
 from .decode import IMAGE_SUFFIXES, is_marked
 
 # What systems and programs put beside people's files: packers, network disks, desktops, notebooks.
@@ -71,7 +72,8 @@ def image_names(root: Path) -> tuple[list[str], PassedOver]:
         try:
             with os.scandir(root / prefix) as listed:
                 entries = sorted(listed, key=lambda entry: entry.name)
-        except OSError:
+        except OSError as error:
+            check_of_file(error, str(root / prefix))
             passed.add("folders that cannot be opened", prefix)
             continue
         for entry in entries:
@@ -103,7 +105,8 @@ def _kind_on_disk(entry: os.DirEntry[str]) -> str:
             return "photo"
         if "." not in entry.name and _begins_like_photo(entry.path):
             return "photo"
-    except OSError:  # a link to itself among them
+    except OSError as error:  # a link to itself among them
+        check_of_file(error, entry.path)
         return "files that cannot be opened"
     return kind_of(entry.name)
 
@@ -131,10 +134,12 @@ def class_folders(root: Path, names: Sequence[str]) -> tuple[str, ...]:
             f"{root} has no photos in class subfolders, so their labels are unknown; "
             "put the photos of each class into a folder of its own."
         )
-    if all(map(SPLITS.fullmatch, folders)):
+    splits = {name: match[1].lower() for name in folders if (match := SPLITS.fullmatch(name))}
+    # One alone beside others may be a class: people photograph trains.
+    if len({*splits.values()}) > 1 or len(splits) == len(folders):
         raise NoLabels(
-            f"The folders of {root} are splits ({', '.join(sorted(folders))}) and no classes, so that its photos have no labels: "
-            f"for those of one, give it, such as {root / min(folders)}."
+            f"The folders of {root} are splits ({', '.join(sorted(splits))}) and no classes, so that its photos have no labels: "
+            f"for those of one, give it, such as {root / min(splits)}."
         )
     if not all(map(is_number, folders)):
         return tuple(sorted(folders))

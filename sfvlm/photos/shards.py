@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..util.files import decoded, plain_lines
 from .decode import IMAGE_SUFFIXES, is_marked
 from .folders import PassedOver, is_of_system, kind_of
 
@@ -94,6 +95,15 @@ class TarPhotos:
         unread: dict[str, str] = {}
         return Record(image, _label(label, unread), *_captions_and_meta(text, meta, unread), unread)
 
+    def unread(self, index: int) -> Mapping[str, str]:
+        """`Record.unread` alone."""
+        with self.path.open("rb") as file:
+            label, text, meta = (_read_member(file, *member) for member in self.members[index, LABEL:].tolist())
+        unread: dict[str, str] = {}
+        _label(label, unread)
+        _captions_and_meta(text, meta, unread)
+        return unread
+
 
 # Photos are wanted for themselves too: what is said of one may be damaged, and costs only those who ask for it.
 
@@ -101,7 +111,10 @@ class TarPhotos:
 def _label(data: bytes | None, unread: dict[str, str]) -> int | None:
     if data is None:
         return None
-    text = data.decode("utf-8-sig", errors="replace").strip()
+    try:
+        text = decoded(data, Path("label.cls")).strip()
+    except ValueError:
+        text = data.decode(errors="replace").strip()
     try:
         return int(text)
     except ValueError:
@@ -126,9 +139,9 @@ def _captions_and_meta(
             unread["captions"] = unread["meta"]
         return captions_of(meta), meta
     try:
-        lines = text.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        unread["captions"] = f"its .txt is no UTF-8 text: {error}"
+        lines = plain_lines(decoded(text, Path("caption.txt"))).split("\n")
+    except ValueError as error:
+        unread["captions"] = f"its .txt is no UTF-8 text: {error.__cause__ or error}"
         return (), meta
     return tuple(line.replace("\\n", "\n") for line in lines if line.strip()), meta
 
@@ -261,6 +274,10 @@ def _samples(
             ]
     members = np.array(rows, dtype=np.int64).reshape(-1, 4, 2)
     kept = [row for row in range(len(rows)) if row in reasons or rows[row][IMAGE] != ABSENT]
+    shared = {*names.parts.values()}
+    for row in sorted({*range(len(rows))}.difference(kept)):
+        if keys[row] not in shared:
+            passed.add("samples without a photo", keys[row])
     faults = {number: reasons[row] for number, row in enumerate(kept) if row in reasons}
     return PackedStrings(keys[row] for row in kept), members[kept], faults
 

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -15,11 +15,12 @@ from typing import Protocol
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..util.errors import shortened
-from ..util.files import read_templates
+from ..util.errors import check_of_file, shortened
+from ..util.files import read_templates, read_text
 from .class_names import read_classes
 from .decode import IMAGE_SUFFIXES, Photo, UnreadablePhoto, decode_image, read_regular
 from .folders import NoLabels, PassedOver, class_folders, folders_without_photos, image_names
+from .names import PhotoName, closest, photo_name
 from .paths import Scenes, beside, expand, is_hugging_face, only_split, shards_of
 from .scenes import render_scene
 from .shards import PackedStrings, Record, TarPhotos
@@ -114,6 +115,13 @@ class Photos(Dataset[Photo]):
         source, row = self._locate(index)
         return source.key(row)
 
+    def name(self, index: int) -> PhotoName:
+        """A photo's path in its source, taken apart, and where that source lies."""
+        source, row = self._locate(index)
+        top = getattr(source, "root", None) or getattr(source, "path", None)
+        key = source.key(row)
+        return photo_name(key if top is None else key.removeprefix(top.name)[1:], top)
+
     def __getitem__(self, index: int) -> Photo:
         source, row = self._locate(index)
         key = source.key(row)
@@ -122,8 +130,20 @@ class Photos(Dataset[Photo]):
             if isinstance(image, bytes):
                 image = decode_image(image, self.max_pixels, self.decode_hint)
         except (OSError, ValueError) as error:
+            check_of_file(error, key)
             raise UnreadablePhoto(key, str(error)) from error
         return Photo(image, key, label, captions, meta, unread)
+
+    def unread(self, index: int) -> Mapping[str, str]:
+        """`Photo.unread`, without the photo; nothing of one that is broken."""
+        source, row = self._locate(index)
+        if not isinstance(source, TarPhotos | HuggingFacePhotos):
+            return {}
+        try:
+            return source.unread(row)
+        except (OSError, ValueError) as error:
+            check_of_file(error, source.key(row))
+            return {}
 
 
 class SomePhotos(Protocol):
@@ -142,10 +162,15 @@ def names_hash(photos: SomePhotos) -> str:
     return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()  # file names may be no UTF-8
 
 
-def named(photos: SomePhotos, path: Path) -> set[int]:
+def named(photos: Photos, path: Path, remarks: list[str] | None = None) -> set[int]:
     """Which photos a file names, one a line: as `key` says, or without folders or the shard in front, or without the suffix.
 
-    Names that are none of the photos' are passed over: a benchmark may name more than there are.
+    A name that is none of these is looked for as `photo_names` says: it may be written in another way or on another machine.
+
+    Args:
+        photos: Looked through.
+        path: Of the file.
+        remarks: Receives how many names are none of the photos': a benchmark may name more than there are.
 
     Raises:
         ValueError: There is no such file, or it names none of them.
@@ -153,13 +178,41 @@ def named(photos: SomePhotos, path: Path) -> set[int]:
     if not path.is_file():
         raise ValueError(f"There is no file of names {path}.")
     # File names may be no UTF-8; like this they read as Python reads them from a disk.
-    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    names = set(filter(None, map(str.strip, lines)))
-    found = {index for index in range(len(photos)) if not names.isdisjoint(_names_of(photos.key(index)))}
+    lines = read_text(path, errors="surrogateescape").split("\n")
+    names = dict.fromkeys(filter(None, map(str.strip, lines)))
+    found: set[int] = set()
+    unknown = dict(names)
+    for index in range(len(photos)):
+        if own := names.keys() & set(_names_of(photos.key(index))):
+            found.add(index)
+            for name in own:
+                unknown.pop(name, None)
+    if unknown:
+        lost = _named_otherwise(photos, unknown, found)
+        if lost and remarks is not None:
+            remarks.append(
+                f"{len(lost)} of the {len(names)} names in {path} are none of the photos', the first of them {lost[0]}."
+            )
     if not found:
         example = f", which are named like {photos.key(0)!r}" if len(photos) else ""
         raise ValueError(f"None of the {len(names)} names in {path} is one of the {len(photos)} photos{example}.")
     return found
+
+
+def _named_otherwise(photos: Photos, names: Iterable[str], found: set[int]) -> list[str]:
+    """Adds the photos that these names mean as paths, and returns the names that mean none."""
+    asked = {name: photo_name(name) for name in names}
+    by_stem: dict[str, list[int]] = {each.stem: [] for each in asked.values()}
+    for index in range(len(photos)):
+        if (stem := photos.name(index).stem) in by_stem:
+            by_stem[stem].append(index)
+    lost = []
+    for name, each in asked.items():
+        indices = by_stem[each.stem]
+        chosen = closest(each, [photos.name(index) for index in indices])
+        found.update(indices[number] for number in chosen)
+        lost += [] if chosen else [name]
+    return lost
 
 
 def _names_of(key: str) -> Iterator[str]:
@@ -212,11 +265,11 @@ def open_photos(
     """
     listed = [sources] if isinstance(sources, str | Path) else list(sources)
     opened: list[Source] = []
-    notes: list[str] = []
+    paths, notes = _each_once([*itertools.chain.from_iterable(map(expand, listed))])
     named_by = 0  # sources that could name their classes
     class_names: list[tuple[str, ...]] = []
     templates: list[tuple[str, ...]] = []
-    for path in itertools.chain.from_iterable(map(expand, listed)):
+    for path in paths:
         named_by += 1
         if isinstance(path, Scenes):
             opened.append(ScenePhotos(path.count, path.seed))
@@ -263,6 +316,23 @@ def open_photos(
     if labelled and len(set(class_names)) > 1:
         raise NoLabels(f"The sources {listed} name different classes; open them one at a time.")
     return photos
+
+
+def _each_once(paths: Sequence[Path | Scenes]) -> tuple[list[Path | Scenes], list[str]]:
+    """The paths without those that come again: their photos would be trained on and held back at once; and what is said of it."""
+    notes, seen = [], dict[Path | Scenes, Path | Scenes]()
+    for path in paths:
+        real = path if isinstance(path, Scenes) else path.resolve()
+        if real in seen:
+            name = "scenes:{}:{}".format(*path) if isinstance(path, Scenes) else path
+            notes.append(f"{name} is given several times, and taken once.")
+        seen.setdefault(real, path)
+    folders = [real for real in seen if isinstance(real, Path)]
+    for real in folders:
+        above = next((other for other in folders if other in real.parents and real.suffix.lower() != ".tar"), None)
+        if above is not None:
+            notes.append(f"{seen[real]} lies in {seen[above]}, which is given too: what both hold counts twice.")
+    return list(seen.values()), notes
 
 
 def _beside_shards(folder: Path, shards: Sequence[TarPhotos]) -> PassedOver:

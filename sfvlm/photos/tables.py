@@ -1,5 +1,6 @@
 """Hugging Face datasets on disk as photos."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class HuggingFacePhotos:
         others = [name for name in images if name != self.column]
         rows = rows.remove_columns(others).cast_column(self.column, datasets.Image(decode=False))
         self.rows = rows.with_format(None)  # it may have been saved to give tensors, which no label or caption is
+        self.said = self.rows.remove_columns([self.column])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,9 +58,19 @@ class HuggingFacePhotos:
             raise ValueError(f"its column {self.column!r} is empty")
         data = image["bytes"] if image["bytes"] is not None else read_regular(Path(image["path"]))
         label = meta.get(self.label_column)
-        is_number = isinstance(label, int)
-        unread = {} if is_number or label is None else {"label": f"its label is {label!r}, which is no whole number"}
-        return Record(data, label if is_number else None, captions_of(meta), meta, unread)
+        unread = self._unread(label)
+        return Record(data, None if "label" in unread else label, captions_of(meta), meta, unread)
+
+    def unread(self, index: int) -> Mapping[str, str]:
+        """`Record.unread` alone."""
+        return self._unread(self.said[index].get(self.label_column))
+
+    def _unread(self, label: Any) -> Mapping[str, str]:
+        if label == -1 and self.class_names is not None:  # so datasets mark those whose class is kept secret
+            return {"label": "its label is -1, which stands for an unknown class"}
+        if isinstance(label, int) or label is None:
+            return {}
+        return {"label": f"its label is {label!r}, which is no whole number"}
 
 
 def _only(path: Path, images: list[str], name: str, columns: list[str]) -> str:

@@ -19,8 +19,11 @@ from .decode import Photo, UnreadablePhoto, to_rgb
 from .sources import SomePhotos
 
 # Of what hosts are shown: they make the shorter side as long as their views, or pad to a square, and of a hair line that is a
-# picture of gigabytes.
-MAX_SIDE, MAX_RATIO = 20_000, 64
+# picture of gigabytes. So what counts is not how thin a photo is, but how many pixels it has by then.
+MAX_SIDE = 20_000
+VIEW = 384  # the greatest side of the views of LLaVA's usual towers, CLIP's and SigLIP's
+MAX_PIXELS = 100_000_000  # in memory as float32 of three channels: 1.2 GB
+MAX_RATIO = MAX_PIXELS // VIEW**2
 
 
 def training_view(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 # What a person can mend, though the system does not say of which file it speaks.
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO}
+# The same where files are read: another one would fail as well.
+_OF_READING = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}
 
 
 class NotWritten(OSError, ValueError):
@@ -21,6 +23,18 @@ class NotWritten(OSError, ValueError):
 
     def __reduce__(self) -> tuple[type, tuple[Path, str, int | None]]:
         return type(self), (Path(self.filename), self.strerror or "", self.errno)
+
+
+class MachineFault(ValueError):
+    """A file that could not be read for a reason that lies in the machine and not in the file, in a sentence."""
+
+
+def check_of_file(error: Exception, name: str) -> None:
+    """Raises MachineFault where an error of reading a file says nothing of that file: too many are open, or a disk is gone."""
+    if isinstance(error, OSError) and error.errno in _OF_READING:
+        raise MachineFault(
+            f"{name} cannot be read: {error.strerror}. This lies in the machine and not in the file: mend it and try again."
+        ) from error
 
 
 def reason(error: Exception) -> str:

@@ -147,19 +147,26 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, errors: str = "strict") -> str:
     """A text file as people's programs write them: UTF-8, or UTF-16 with its mark; without the mark, and lines end in "\\n".
+
+    `errors` says what becomes of bytes that are no such text, as in `bytes.decode`.
 
     Raises:
         ValueError: There is no such file, or it is no such text.
     """
     if path.is_dir() or not path.exists():  # it may be a pipe
         raise ValueError(f"The file {path} {'is a folder' if path.is_dir() else 'does not exist'}.")
-    text = decoded(path.read_bytes(), path).replace("\r\n", "\n").replace("\r", "\n")
+    return plain_lines(decoded(path.read_bytes(), path, errors))
+
+
+def plain_lines(text: str) -> str:
+    """A text whose lines end in "\\n", whichever system wrote it."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     return text.replace("\n\ufeff", "\n")  # joined files keep their marks
 
 
-def decoded(data: bytes, path: Path) -> str:
+def decoded(data: bytes, path: Path, errors: str = "strict") -> str:
     """The bytes of a text file as text, with the line ends as they are.
 
     Raises:
@@ -168,7 +175,7 @@ def decoded(data: bytes, path: Path) -> str:
     marks = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
     encoding = next((name for mark, name in marks if data.startswith(mark)), "utf-8-sig")
     try:
-        text = data.decode(encoding)
+        text = data.decode(encoding, errors)
     except UnicodeDecodeError as error:
         raise ValueError(f"The file {path} is no UTF-8 text ({error}): save it as UTF-8.") from error
     if "\0" in text:
@@ -251,4 +258,4 @@ def _lines(path: Path) -> tuple[str, ...]:
     text = read_text(path).rstrip()
     if not text:
         raise ValueError(f"The file {path} is empty.")
-    return tuple(map(str.strip, text.splitlines()))
+    return tuple(map(str.strip, text.split("\n")))  # names and sentences may hold other signs that Python ends lines at

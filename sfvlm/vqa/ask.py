@@ -43,7 +43,14 @@ from .metrics import (
 )
 from .photos import NamedPhotos, changed_photo, photo_fingerprint
 from .questions import Builder, Join, Question, check_unique, read_questions
-from .sources import caption_questions, daquar_questions, pope_caption_questions, pope_questions, scene_questions
+from .sources import (
+    NotedPhotos,
+    caption_questions,
+    daquar_questions,
+    pope_caption_questions,
+    pope_questions,
+    scene_questions,
+)
 
 
 class Rule(NamedTuple):
@@ -158,8 +165,15 @@ def limited(name: str, questions: Sequence[Question], limit: int | None) -> list
     return chosen
 
 
-def made_questions(name: str, photos: Photos, **options: Any) -> list[Question]:
+def made_questions(name: str, photos: Photos, problems: dict[str, str] | None = None, **options: Any) -> list[Question]:
     """A benchmark's questions from photos alone.
+
+    Args:
+        name: Of the benchmark.
+        photos: Asked about.
+        problems: Takes up the photos that have no questions because they or what is said of them cannot be read, by key, with
+            the reason.
+        options: As the maker takes them.
 
     Raises:
         ValueError: This benchmark comes in files, or the photos have nothing to ask about.
@@ -167,8 +181,12 @@ def made_questions(name: str, photos: Photos, **options: Any) -> list[Question]:
     make = benchmark_named(name).make
     if make is None:
         raise ValueError(f"The questions of {name} come in files: give --questions.")
-    questions = make(photos, **options)
+    noted = NotedPhotos(photos, {})
+    questions = make(noted, **options)
     check_unique(questions, ", ".join(photos.origins))
+    asked = {item.image for item in questions}
+    if problems is not None:
+        problems |= {key: why for key, why in noted.problems.items() if key not in asked}
     return questions
 
 

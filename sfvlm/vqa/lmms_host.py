@@ -1,6 +1,7 @@
 """A host as lmms-eval (0.7) asks it; only lmms-eval's own process imports this module."""
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from transformers import GenerationConfig
 
 from ..hosts.host import open_host
 from ..hosts.template import Message
+from ..photos.decode import to_rgb
+from ..photos.views import too_long
 
 # Settings that are read, or say nothing to who takes the likeliest word; and values by which the others do nothing.
 READ, NEUTRAL = {"max_new_tokens", "do_sample", "temperature", "num_beams", "top_p", "top_k"}, (None, 0, 1, False, True)
@@ -81,26 +84,39 @@ class SfvlmHost(lmms):
         return self.config.get_text_config().max_position_embeddings
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Answers in the order of the requests; those of one length are asked together.
+        """Answers in the order of the requests; those of one length are asked together. A photo that no host can be shown is
+        answered by nothing, which a warning says.
 
         Raises:
             ValueError: A task wants sampling or beams, or anything else by which answers are no greedy ones.
         """
         texts: list[str] = [""] * len(requests)
+        unshown: dict[int, str] = {}  # by place, why
         with tqdm(total=len(requests), disable=self.rank != 0, desc="sfvlm") as bar:
             for places in self._batches(requests):
                 settings = requests[places[0]].args[2]
-                asked = [self._conversation(requests[place]) for place in places]
+                asked = {place: self._conversation(requests[place]) for place in places}
+                strips = {place: why for place, (_, images) in asked.items() if (why := _too_long(images)) is not None}
+                unshown |= strips
+                whole = [place for place in places if place not in strips]
                 answers = self.host.answer_messages(
-                    [messages for messages, _ in asked],
-                    [images for _, images in asked],
+                    [asked[place][0] for place in whole],
+                    [asked[place][1] for place in whole],
                     max_new_tokens=int(settings.get("max_new_tokens", MAX_NEW_TOKENS)),
                 )
-                for place, answer in zip(places, answers, strict=True):
+                for place, answer in zip(whole, answers, strict=True):
                     context, _, settings, *_ = requests[place].args
                     texts[place] = _until(answer, settings.get("until"))
                     self.cache_hook.add_partial("generate_until", (context, settings), texts[place])
                 bar.update(len(places))
+        if unshown:
+            place, why = next(iter(unshown.items()))
+            number, task = requests[place].args[3:5]
+            warnings.warn(
+                f"{len(unshown)} questions are answered by nothing, because their photos cannot be shown; the first of them is {number} "
+                f"of {task}: its photo {why}.",
+                stacklevel=2,
+            )
         return texts
 
     def loglikelihood(self, requests: Sequence[Any]) -> Any:
@@ -137,9 +153,14 @@ class SfvlmHost(lmms):
                 if part["type"] not in ("image", "text"):
                     raise ValueError(f"sfvlm reads photos and text; the task {task} has {part['type']}.")
                 parts.append({"type": "image"} if part["type"] == "image" else {"type": "text", "text": part["text"]})
-                images += [part["url"].convert("RGB")] if part["type"] == "image" else []
+                images += [to_rgb(part["url"])] if part["type"] == "image" else []
             messages.append({"role": message["role"], "content": parts})
         return messages, images
+
+
+def _too_long(images: Sequence[Any]) -> str | None:
+    """Why one of these photos cannot be shown; None where all can."""
+    return next(filter(None, map(too_long, images)), None)
 
 
 def _until(text: str, stops: str | Sequence[str] | None) -> str:

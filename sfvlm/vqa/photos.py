@@ -91,7 +91,7 @@ class SourcePhotos:
         return key if top is None else key.removeprefix(top.name)[1:]
 
     def _name(self, index: int) -> PhotoName:
-        return photo_name(self._inside(index), self._source(index))
+        return self.photos.name(index)
 
     def _file(self, index: int) -> str:
         """What is the same for two ways to the same photo, by links or by two sources."""

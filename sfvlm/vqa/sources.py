@@ -14,16 +14,18 @@ import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from ..photos.caption_objects import objects_possible, times_shown
-from ..photos.decode import Photo
+from ..photos.decode import Photo, UnreadablePhoto
 from ..photos.scene_texts import with_article
 from ..photos.sources import Photos, readable
 from ..util.choices import Negatives, Split
+from ..util.errors import shortened
 from .questions import SHORT_ANSWER, Question
 
 Labels = dict[str, list[str]]  # of objects, by photo
@@ -38,7 +40,35 @@ def photo_split(key: str, every: int = COCO_HELD_OUT) -> Literal["train", "test"
     return "test" if zlib.crc32(name.encode()) % every == 0 else "train"
 
 
-def scene_questions(photos: Photos, suffix: str = SHORT_ANSWER) -> list[Question]:
+@dataclass(frozen=True)
+class NotedPhotos:
+    """Photos that note why one of them, or what is said of it, cannot be read: by key, in `problems`."""
+
+    photos: Photos
+    problems: dict[str, str]
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        return self.photos.origins
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def key(self, index: int) -> str:
+        return self.photos.key(index)
+
+    def __getitem__(self, index: int) -> Photo:
+        try:
+            photo = self.photos[index]
+        except UnreadablePhoto as error:
+            self.problems[error.key] = str(error)
+            raise
+        if why := photo.unread.get("captions") or photo.unread.get("meta"):
+            self.problems[photo.key] = f"{photo.key}: {why}"
+        return photo
+
+
+def scene_questions(photos: Photos | NotedPhotos, suffix: str = SHORT_ANSWER) -> list[Question]:
     """Up to seven questions about each rendered scene; the category is their kind."""
     return [
         Question(f"{photo.key}:{number}", photo.key, item["question"] + suffix, (item["answer"],), item["kind"])
@@ -47,7 +77,9 @@ def scene_questions(photos: Photos, suffix: str = SHORT_ANSWER) -> list[Question
     ]
 
 
-def caption_questions(photos: Photos, split: Split = "all", prompt: str = CAPTION_PROMPT) -> list[Question]:
+def caption_questions(
+    photos: Photos | NotedPhotos, split: Split = "all", prompt: str = CAPTION_PROMPT
+) -> list[Question]:
     """One question for each photo that has captions; all of them are right answers."""
     return [
         Question(photo.key, photo.key, prompt, photo.captions)
@@ -56,7 +88,7 @@ def caption_questions(photos: Photos, split: Split = "all", prompt: str = CAPTIO
     ]
 
 
-def daquar_questions(photos: Photos, split: Split = "all", suffix: str = SHORT_ANSWER) -> list[Question]:
+def daquar_questions(photos: Photos | NotedPhotos, split: Split = "all", suffix: str = SHORT_ANSWER) -> list[Question]:
     """The questions in {"qa": [[question, answer], ...]}; the category is what they ask for: number, color or object."""
     return [
         Question(
@@ -85,7 +117,7 @@ def daquar_kind(words: str) -> str:
     return "color" if asks_color else "object"
 
 
-def boxed_objects(photos: Photos) -> tuple[Labels, Labels]:
+def boxed_objects(photos: Photos | NotedPhotos) -> tuple[Labels, Labels]:
     """What is there and what may be, by photo, where boxes say it: {"boxes": [[label, ...], ...]}.
 
     Raises:
@@ -97,7 +129,7 @@ def boxed_objects(photos: Photos) -> tuple[Labels, Labels]:
     return present, present
 
 
-def captioned_objects(photos: Photos) -> tuple[Labels, Labels]:
+def captioned_objects(photos: Photos | NotedPhotos) -> tuple[Labels, Labels]:
     """Which of COCO's objects are there and which may be, by photo, where captions say it.
 
     What at least two captions of a photo show is there, and what none so much as may show is not; what is between is not asked
@@ -116,13 +148,13 @@ def captioned_objects(photos: Photos) -> tuple[Labels, Labels]:
 
 
 def pope_questions(
-    photos: Photos,
+    photos: Photos | NotedPhotos,
     seed: int = 0,
     split: Split = "all",
     negatives: Negatives = "matched",
     most: int = 6,
     suffix: str = SHORT_ANSWER,
-    objects: Callable[[Photos], tuple[Labels, Labels]] = boxed_objects,
+    objects: Callable[[Photos | NotedPhotos], tuple[Labels, Labels]] = boxed_objects,
 ) -> list[Question]:
     """As many objects that are there as objects that cannot be; the category is how the latter were chosen.
 
@@ -219,13 +251,42 @@ def _statistics(present: Labels) -> tuple[Counter[str], dict[str, Counter[str]]]
     return counts, together
 
 
-def _readable(photos: Photos, split: Split, every: int = COCO_HELD_OUT) -> Iterator[Photo]:
+def _readable(photos: Photos | NotedPhotos, split: Split, every: int = COCO_HELD_OUT) -> Iterator[Photo]:
     """The photos of one side; a broken one has no questions."""
     return readable(
         photos, (i for i in range(len(photos)) if split == "all" or photo_split(photos.key(i), every) == split)
     )
 
 
+FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "questions": (
+        '{"question": ..., "answer": ..., "kind": ...}',
+        lambda each: (
+            isinstance(each, dict) and all(isinstance(each.get(name), str) for name in ("question", "answer", "kind"))
+        ),
+    ),
+    "qa": (
+        "[question, answer]",
+        lambda each: isinstance(each, list | tuple) and len(each) == 2 and all(isinstance(part, str) for part in each),
+    ),
+    "boxes": (
+        "[label, x, y, w, h]",
+        lambda each: isinstance(each, list | tuple) and bool(each) and isinstance(each[0], str),
+    ),
+}
+
+
 def _of(photo: Photo, name: str) -> list[Any]:
-    value = photo.meta.get(name, [])
-    return value if isinstance(value, list) else []
+    """A field of the photo's that questions are made of; none where it is missing.
+
+    Raises:
+        ValueError: It is of another form, as other people's data have fields of the same name.
+    """
+    value = photo.meta.get(name)
+    form, fits = FORMS[name]
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple) or not all(map(fits, value)):
+        odd = value if not isinstance(value, list | tuple) else next(each for each in value if not fits(each))
+        raise ValueError(f"The photo {photo.key} has {name!r} of another form: {shortened(repr(odd))} is no {form}.")
+    return list(value)

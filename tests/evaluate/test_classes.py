@@ -120,3 +120,35 @@ def test_classes_without_photos_are_said():
         "7 of the 9 classes have no photo among the 2 measured, the first of them number 0."
     ]
     assert absent_classes((1, 0), ("a", "b"), None, None) == []
+
+
+@pytest.mark.parametrize(
+    ("own", "names", "indices"),
+    [
+        (("cat", "dog"), ("dog", "cat", "eel"), (0, 1)),
+        (("n01440764", "n02102040"), None, (217, 0)),
+        (("0", "217", "482"), None, (482, 217, 0)),
+        (("tench", "church"), None, (497, 0)),
+    ],
+)
+def test_class_indices_that_contradict_what_classes_are_called_are_refused(own, names, indices):
+    with pytest.raises(
+        ValueError, match=f"--class-indices says that the photos' class '{own[0]}' is class {indices[0]}"
+    ):
+        resolved(own, names, indices=indices)
+    assert resolved(("cat", "dog"), ("dog", "cat", "eel"), indices=(1, 0))[0] == (1, 0)
+
+
+def test_classes_sorted_as_text_are_not_taken_for_a_classifiers_in_their_order():
+    own = tuple(sorted(f"class_{number}" for number in range(12)))
+    with pytest.raises(ValueError, match=r"sorted as text .* and the teacher's classes may be sorted by number"):
+        resolved(own, outputs=12)
+    assert (
+        "those of the photos sorted as text: class_0, class_1, "
+        in resolved(own, outputs=12, indices=tuple(range(12)))[1]
+    )
+
+
+def test_a_label_of_any_size_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match="The labels go from 1 to 99999999999999999999999, but the classifier has 10"):
+        mapped_labels([1, 99999999999999999999999], None, 10)

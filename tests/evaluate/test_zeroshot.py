@@ -42,7 +42,7 @@ from sfvlm.evaluate.texts import (
     imagenet_templates,
     open_text_encoder,
 )
-from sfvlm.evaluate.zeroshot import classify, open_evaluation_photos
+from sfvlm.evaluate.zeroshot import Candidate, classify, evaluate, open_evaluation_photos
 from sfvlm.photos.scene_texts import COLORS
 from sfvlm.photos.scenes import render_scene
 from sfvlm.photos.sources import open_photos
@@ -637,6 +637,24 @@ def test_labels_and_captions_that_cannot_be_read_cost_only_those_who_need_them(o
     for source, task in ((words, "retrieval"), (words, "fidelity"), (latin, "fidelity"), (latin, "auto")):
         command("--teacher", open_clip_source, "--data", source, "--task", task)
     assert "The captions of 6 of the 6 photos cannot be read" in capsys.readouterr().out
+
+
+def test_labels_that_cannot_be_read_are_refused_before_any_model_sees_a_photo(tmp_path):
+    path = write_shard(tmp_path / "words.tar", {"cls": b"cat"})
+
+    def never(pixels):
+        raise AssertionError("a model was asked")
+
+    candidate = Candidate("teacher", "nowhere", never, {})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"The labels of 6 of the 6 photos cannot be read, the first of words\.tar:0"):
+        evaluate([candidate], EvaluationViews(open_photos(path), 32), ((0.5,) * 3, (0.5,) * 3), lambda: None)
+
+
+def test_names_of_classes_that_a_task_has_no_use_for_are_said(open_clip_source, tmp_path, capsys):
+    told, names = write_shard(tmp_path / "told.tar", {"txt": b"a cat"}), tmp_path / "names.txt"
+    names.write_text("cat\ndog\n")
+    command("--teacher", open_clip_source, "--data", told, "--class-names", names)
+    assert "--templates are not used: there are no classes in retrieval." in capsys.readouterr().out
 
 
 def test_photos_without_captions_are_said_to_count_as_misses(open_clip_source, tmp_path, capsys):

@@ -172,3 +172,14 @@ def test_a_pipe_is_no_photo_and_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
     with pytest.raises(ValueError, match="no regular file"):
         read_regular(tmp_path / "a.jpg")
+
+
+def test_a_dark_photo_stays_dark_where_its_file_shows_that_sixteen_bits_are_its_white():
+    grey = np.arange(0, 16, dtype=np.uint16).reshape(4, 4)
+    for step in (256, 257):
+        data = encoded(Image.fromarray(grey * step))
+        assert np.array_equal(np.asarray(decode_image(data, 1000))[..., 0], grey)
+    pgm = b"P5 2 1 65535\n" + bytes([1, 3, 8, 5])
+    assert np.asarray(decode_image(pgm, 1000))[0, :, 0].tolist() == [1, 8]
+    measured = encoded(Image.fromarray(np.arange(0, 4095, 273, dtype=np.uint16)[None]))
+    assert np.asarray(decode_image(measured, 1000)).max() > 230  # of 12 bits

@@ -1,5 +1,6 @@
 """Photo sources, tar shards and decoding."""
 
+import errno
 import io
 import json
 import os
@@ -17,7 +18,9 @@ from PIL import Image
 from tiny_photos import encoded, keys, noise, write_folder, write_shard, write_tar
 
 from sfvlm.photos.decode import UnreadablePhoto
+from sfvlm.photos.folders import NoLabels
 from sfvlm.photos.sources import named, names_hash, open_photos
+from sfvlm.util.errors import MachineFault
 
 
 def decoded(path: Path, **options) -> np.ndarray:
@@ -542,3 +545,77 @@ def test_a_photo_in_a_shard_is_named_without_it(tmp_path):
     for line in ("000002", "a.tar:000002"):
         names.write_text(line)
         assert named(open_photos(tmp_path / "a.tar"), names) == {1}
+
+
+def test_held_out_names_are_found_however_their_path_is_written_and_the_others_are_counted(tmp_path):
+    photos = open_photos(write_folder(tmp_path / "set", "val/a.png", "train/a.png", "val/b.png"))
+    names = tmp_path / "names.txt"
+
+    def found(text, encoding="utf-8"):
+        names.write_bytes(text.encode(encoding))
+        remarks: list[str] = []
+        return {keys(photos)[index] for index in named(photos, names, remarks)}, " ".join(remarks)
+
+    for written in ("./val/a.png", "val\\a.png", "/data/set/val/a.png", "val/a.PNG", "https://host/val/a.png?size=1"):
+        assert found(written) == ({"set/val/a.png"}, "")
+    assert found("b.png\n", "utf-16") == ({"set/val/b.png"}, "")
+    kept, said = found("b.png\nnowhere.png\ntest/a.png\n")
+    assert kept == {"set/val/b.png"}
+    assert "2 of the 3 names" in said and "none of the photos', the first of them nowhere.png" in said
+
+
+def test_a_source_that_comes_again_is_taken_once_and_one_inside_another_is_said(tmp_path):
+    folder = write_folder(tmp_path / "set", "a/1.png", "b/2.png")
+    (tmp_path / "link").symlink_to(folder)
+    twice = open_photos([folder, tmp_path / "link", "scenes:2", "scenes:2"])
+    assert len(twice) == 4 and sum("is given several times, and taken once" in each for each in twice.remarks) == 2
+    assert any(
+        "which is given too: what both hold counts twice" in each
+        for each in open_photos([folder, folder / "a"]).remarks
+    )
+    assert open_photos([folder / "a", folder / "b"]).remarks == ()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+def test_what_lies_in_the_machine_ends_in_a_sentence_and_costs_no_photo(number, tmp_path, monkeypatch):
+    photos = open_photos(write_folder(tmp_path / "set", "a.png"))
+
+    def fails(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("sfvlm.photos.sources.read_regular", fails)
+    with pytest.raises(
+        MachineFault, match=rf"set/a\.png cannot be read: {os.strerror(number)}\. This lies in the machine"
+    ):
+        photos[0]
+
+
+def test_labels_without_a_photo_are_counted(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"./x.png": encoded(noise()), "x.cls": b"1", "y.png": encoded(noise())})
+    assert "1 samples without a photo (such as x)" in open_photos(path).remarks[0]
+
+
+def test_texts_of_a_sample_are_read_as_text_files_are(tmp_path):
+    line = "one\u2028line"
+    members = {"x.png": encoded(noise()), "x.txt": f"{line}\r\ntwo".encode("utf-16"), "x.cls": "3".encode("utf-16")}
+    photo = open_photos(write_tar(tmp_path / "a.tar", members))[0]
+    assert (photo.captions, photo.label, dict(photo.unread)) == ((line, "two"), 3, {})
+
+
+def test_splits_beside_other_folders_are_no_classes_but_one_such_name_may_be(tmp_path):
+    write_folder(tmp_path / "splits", "train/cat/1.png", "val/cat/1.png", "extra/1.png")
+    with pytest.raises(NoLabels, match=r"are splits \(train, val\)"):
+        open_photos(tmp_path / "splits", labelled=True)
+    write_folder(tmp_path / "vehicles", "train/1.png", "bus/1.png")
+    assert open_photos(tmp_path / "vehicles", labelled=True).class_names == ("bus", "train")
+
+
+def test_a_label_of_minus_one_stands_for_no_class_where_classes_have_names(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [{"bytes": encoded(noise()), "path": None}] * 2, "label": [-1, 1]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "rows")
+    photos = open_photos(tmp_path / "rows")
+    assert [photo.label for photo in photos] == [None, 1]
+    assert photos.unread(0) == photos[0].unread == {"label": "its label is -1, which stands for an unknown class"}
+    assert photos.unread(1) == photos[1].unread == {}

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from tiny_hosts import tiny_tower
 from tiny_llava import tiny_llava
+from tiny_photos import write_tar
 from tiny_questions import jpeg, write_json, write_lines, write_shard
 
 from sfvlm.cli import run
@@ -404,7 +405,7 @@ def test_a_strip_is_answered_by_nothing_and_named_with_its_size(size: tuple[int,
     asked, problems = [Question(name, name, "what?") for name in ("a", "b")], dict[str, str]()
     photos = SourcePhotos(open_photos(tmp_path))
     assert ask(Echo(), asked, photos, problems=problems) == ["8 what?", ""]  # type: ignore[arg-type]
-    sentence = rf"b\.png: it has {size[0]} x {size[1]} pixels, and at most 20000 a side and 64 times as many"
+    sentence = rf"b\.png: it has {size[0]} x {size[1]} pixels, and at most 20000 a side and 678 times as many"
     assert list(problems) == ["b"] and re.search(sentence, problems["b"])
     image = base64.b64encode((tmp_path / "b.png").read_bytes()).decode()
     table = TablePhotos(mm_bench_table(tmp_path / "m.tsv", [["3", "?", "", "x", "y", "", "", "B", "l", image]]))
@@ -415,6 +416,11 @@ def test_a_strip_is_answered_by_nothing_and_named_with_its_size(size: tuple[int,
 def test_a_photo_just_long_enough_is_shown(tmp_path: Path) -> None:
     Image.new("L", (640, 10)).save(tmp_path / "a.png")
     assert SourcePhotos(open_photos(tmp_path)).open("a").size == (640, 10)
+
+
+def test_a_line_of_text_is_shown_where_memory_holds_it(tmp_path: Path) -> None:
+    Image.new("L", (5000, 40)).save(tmp_path / "line.png")
+    assert SourcePhotos(open_photos(tmp_path)).open("line").size == (5000, 40)
 
 
 # Answer files
@@ -1154,3 +1160,38 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(hosts: list[str], tmp_
         assert stopped.value.code == 2
         assert words in error and error.splitlines()[-1].startswith("error: ")
         assert not out.exists() and not out.with_suffix("").exists()
+
+
+def test_photos_that_cannot_be_read_have_no_questions_and_are_counted(tmp_path: Path) -> None:
+    members = {
+        "a.jpg": jpeg(),
+        "a.txt": b"a dog",
+        "b.jpg": jpeg()[:60],
+        "b.txt": b"a cat",
+        "c.jpg": jpeg(),
+        "c.json": b"{",
+    }
+    problems: dict[str, str] = {}
+    photos = open_photos(write_tar(tmp_path / "a.tar", members))
+    assert [item.image for item in made_questions("captions", photos, problems)] == ["a.tar:a"]
+    assert [*problems] == ["a.tar:b", "a.tar:c"] and "its .json is no JSON" in problems["a.tar:c"]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "field", "value"),
+    [
+        ("pope-like", "boxes", [[12.0, 3.0, 40.0, 20.0]]),
+        ("pope-like", "boxes", [{"label": "dog"}]),
+        ("daquar", "qa", [["what?", "chair", "brown"]]),
+        ("daquar", "qa", {"question": ["what?"], "answer": ["chair"]}),
+        ("scenes", "questions", ["what?"]),
+    ],
+)
+def test_fields_of_another_form_are_refused_and_not_asked_about(
+    benchmark: str, field: str, value: Any, tmp_path: Path
+) -> None:
+    photos = open_photos(
+        write_tar(tmp_path / "a.tar", {"a.jpg": jpeg(), "a.json": json.dumps({field: value}).encode()})
+    )
+    with pytest.raises(ValueError, match=rf"The photo a\.tar:a has '{field}' of another form: .* is no "):
+        made_questions(benchmark, photos)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tiny_llava import tiny_llava
 
 from sfvlm.hosts.host import open_host
@@ -128,6 +129,21 @@ def test_a_video_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="the task films has video"):
         model.generate_until([request])
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_strip_is_answered_by_nothing_which_a_warning_says_and_the_others_as_before(tmp_path: Path) -> None:
+    model = resolved()(pretrained=str(tiny_llava(tmp_path)), batch_size=3, device="cpu")
+    settings = [{"max_new_tokens": 6}] * 3
+    before = model.generate_until(requests(model, settings))
+    asked = requests(model, settings)
+    docs = model.task_dict["scenes"]["test"]
+    docs[1] = (Image.new("RGB", (30_000, 2)), docs[1][1])
+    with pytest.warns(
+        UserWarning, match="1 questions are answered by nothing.* 1 of scenes: its photo has 30000 x 2 pixels"
+    ):
+        after = model.generate_until(asked)
+    assert after == [before[0], "", before[2]]
 
 
 @pytest.mark.reference
