@@ -1,5 +1,6 @@
 """The README is true: its files exist, its Python runs, its flags are flags."""
 
+import pkgutil
 import re
 import runpy
 import sys
@@ -20,6 +21,20 @@ def test_every_room_is_in_the_tree_with_a_line() -> None:
     tree = README.split("## The files")[1]
     rooms = {path.name for path in (ROOT / "sfvlm").iterdir() if path.is_dir() and not path.name.startswith("_")}
     assert set(re.findall(r"^  (\w+)/ +\w", tree, re.M)) == rooms
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_and_names_on_a_page_are_there(page: Path) -> None:
+    text = page.read_text()
+    files = {name for name in re.findall(r"[\w/]+/\w+\.(?:py|md|png)\b", text) if not name.startswith(("runs/", "/"))}
+    assert {
+        name for name in files if not any((top / name).exists() for top in (ROOT, ROOT / "sfvlm", page.parent))
+    } == set()
+    for name in sorted(set(re.findall(r"\bsfvlm(?:\.\w+)+", text))):
+        pkgutil.resolve_name(name)
 
 
 def test_the_python_on_the_first_screen_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
