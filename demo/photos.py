@@ -18,6 +18,7 @@ from sfvlm.util.choices import SCENE_TEST_SEED
 
 UPLOAD_LIMIT = "20mb"
 MAX_PIXELS = 64_000_000
+MAX_RATIO = 64  # of its sides: several people may show photos at once, and a line becomes a large picture
 MAX_PHOTOS, MAX_PIXELS_TOGETHER = 16, 2 * MAX_PIXELS  # of a conversation
 EXAMPLES = (  # scene, question
     (3, "What color is the biggest object?"),
@@ -52,7 +53,7 @@ def open_photo(path: str | None, others: int = 0) -> Image.Image:
                 most = f"{left / 1e6:.0f} million more can be read in this conversation"
             reason = f"it has {reason.split(' is more')[0]} pixels, and at most {most}"
         raise ValueError(f"The photo {Path(path).name} cannot be opened: {reason}.") from error
-    why = too_long(photo)
+    why = too_long(photo, MAX_RATIO)
     if why is not None:
         raise ValueError(f"The photo {Path(path).name} {why}.")
     return photo

@@ -153,12 +153,12 @@ def padded(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     return square
 
 
-def too_long(image: Image.Image) -> str | None:
-    """Why a photo cannot be shown, or None where it can."""
-    if max(image.size) <= min(MAX_SIDE, MAX_RATIO * min(image.size)):
+def too_long(image: Image.Image, max_ratio: int = MAX_RATIO) -> str | None:
+    """Why a photo cannot be shown, or None where it can: its longer side is at most so many times the other one."""
+    if max(image.size) <= min(MAX_SIDE, max_ratio * min(image.size)):
         return None
     return (
-        f"has {image.width} x {image.height} pixels, and at most {MAX_SIDE} a side and {MAX_RATIO} times as many as on the other "
+        f"has {image.width} x {image.height} pixels, and at most {MAX_SIDE} a side and {max_ratio} times as many as on the other "
         "one can be read: cut out a part of it"
     )
 
