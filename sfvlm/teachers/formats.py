@@ -223,10 +223,11 @@ def _projection_dim(described: dict[str, Any], vision: dict[str, Any]) -> int:
 
 def _check_pooling(vision: dict[str, Any], has_head: bool, source: str) -> None:
     """Raises ValueError if a SigLIP's tensors pool by attention and its configuration says otherwise, or the other way round."""
-    if has_head != bool(vision["vision_use_head"]):
+    says = vision.get("vision_use_head", True)  # older transformers write it down only where it is given
+    if has_head != bool(says):
         raise ValueError(
             f"{source!r} {'holds' if has_head else 'lacks'} the tensors of a pooling head (head.*), and its configuration has "
-            f"vision_use_head {vision['vision_use_head']}: make one of the two right."
+            f"vision_use_head {says}: make one of the two right."
         )
 
 
