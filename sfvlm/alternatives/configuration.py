@@ -36,7 +36,7 @@ class ReducedTowerConfig(PreTrainedConfig):
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         """AutoModel knows the model from the first configuration on, unpickled ones too."""
-        from . import towers as reduce  # noqa: F401  not before: see `sfvlm.registration`
+        from . import towers  # noqa: F401  not before: see `sfvlm.registration`
 
         return super().__new__(cls)
 
