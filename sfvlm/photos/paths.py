@@ -80,7 +80,7 @@ def shards_of(path: Path) -> list[Path]:
     """The tar shards that a path means: itself, those in it, or those in its `test` split."""
     if path.is_file():
         return [path] if path.suffix.lower() == ".tar" else []
-    if (path / "nshards.txt").exists():
+    if (path / "nshards.txt").is_file():  # not a pipe, which would wait for somebody to write
         count = _number_in(path / "nshards.txt")
         shards = [path / f"{number}.tar" for number in range(count)]
         missing = [shard.name for shard in shards if not shard.exists()]
@@ -103,4 +103,4 @@ def _number_in(path: Path) -> int:
 def beside(shards: list[Path], name: str) -> list[Path]:
     """The file of that name beside the shards or one folder up, if there is one."""
     folder = shards[0].parent
-    return [path for path in (folder / name, folder.parent / name) if path.exists()][:1]
+    return [path for path in (folder / name, folder.parent / name) if path.is_file()][:1]

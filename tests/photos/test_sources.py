@@ -619,3 +619,10 @@ def test_a_label_of_minus_one_stands_for_no_class_where_classes_have_names(tmp_p
     assert [photo.label for photo in photos] == [None, 1]
     assert photos.unread(0) == photos[0].unread == {"label": "its label is -1, which stands for an unknown class"}
     assert photos.unread(1) == photos[1].unread == {}
+
+
+@pytest.mark.parametrize("name", ["nshards.txt", "classnames.txt", "zeroshot_classification_templates.txt"])
+def test_a_pipe_beside_shards_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    write_shard(tmp_path / "0.tar", "a", "b")
+    os.mkfifo(tmp_path / name)
+    assert len(open_photos(tmp_path)) == 2
