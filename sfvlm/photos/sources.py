@@ -115,12 +115,17 @@ class Photos(Dataset[Photo]):
         source, row = self._locate(index)
         return source.key(row)
 
-    def name(self, index: int) -> PhotoName:
-        """A photo's path in its source, taken apart, and where that source lies."""
+    def place(self, index: int) -> tuple[Path | None, str]:
+        """Where the folder or shard lies that holds a photo, None of a rendered one, and the photo's path in it."""
         source, row = self._locate(index)
         top = getattr(source, "root", None) or getattr(source, "path", None)
         key = source.key(row)
-        return photo_name(key if top is None else key.removeprefix(top.name)[1:], top)
+        return top, key if top is None else key.removeprefix(top.name)[1:]
+
+    def name(self, index: int) -> PhotoName:
+        """A photo's path in its source, taken apart, and where that source lies."""
+        top, inside = self.place(index)
+        return photo_name(inside, top)
 
     def __getitem__(self, index: int) -> Photo:
         source, row = self._locate(index)
@@ -165,7 +170,7 @@ def names_hash(photos: SomePhotos) -> str:
 def named(photos: Photos, path: Path, remarks: list[str] | None = None) -> set[int]:
     """Which photos a file names, one a line: as `key` says, or without folders or the shard in front, or without the suffix.
 
-    A name that is none of these is looked for as `photo_names` says: it may be written in another way or on another machine.
+    A name that is none of these is looked for as `sfvlm.photos.names` says: it may be written in another way or on another machine.
 
     Args:
         photos: Looked through.

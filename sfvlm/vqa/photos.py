@@ -2,9 +2,7 @@
 
 import base64
 import hashlib
-import itertools
 import os
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +12,7 @@ from typing import Protocol, TypeVar
 from PIL import Image
 
 from ..photos.decode import Photo, UnreadablePhoto, decode_image
-from ..photos.names import PhotoName, agreeing, closest, photo_name
+from ..photos.names import agreeing, closest, photo_name
 from ..photos.sources import Photos
 from ..photos.views import shown
 from ..util.subsets import spread
@@ -35,7 +33,7 @@ class NamedPhotos(Protocol):
 
 
 class SourcePhotos:
-    """The photos of `open_photos`, by key, by path, or by file name with or without suffix, as `photo_names` says.
+    """The photos of `open_photos`, by key, by path, or by file name with or without suffix, as `sfvlm.photos.names` says.
 
     Attributes:
         photos: All of them.
@@ -45,12 +43,11 @@ class SourcePhotos:
     def __init__(self, photos: Photos) -> None:
         self.photos = photos
         self.assumed: dict[str, str] = {}
-        self._starts = [0, *itertools.accumulate(map(len, photos.sources))]
         self._by_key: dict[str, list[int]] = defaultdict(list)
         self._by_stem: dict[str, list[int]] = defaultdict(list)
         for index in range(len(photos)):
             self._by_key[photos.key(index)].append(index)
-            self._by_stem[self._name(index).stem].append(index)
+            self._by_stem[photos.name(index).stem].append(index)
 
     def find(self, name: str) -> int:
         """The photo's index.
@@ -62,7 +59,7 @@ class SourcePhotos:
         same_stem = self._by_stem.get(asked.stem, [])
         found = self._by_key.get(name) or self._same_files(name, same_stem)
         if not found:
-            names = [self._name(index) for index in same_stem]
+            names = [self.photos.name(index) for index in same_stem]
             chosen = closest(asked, names)
             found = [same_stem[number] for number in chosen]
             if len(found) == 1 and asked.folders and not agreeing(asked, names[chosen[0]]):
@@ -80,25 +77,12 @@ class SourcePhotos:
         """
         return shown(self.photos[self.find(name)]).image
 
-    def _source(self, index: int) -> Path | None:
-        """Where the folder or shard lies that holds a photo."""
-        source = self.photos.sources[bisect_right(self._starts, index) - 1]
-        return getattr(source, "root", None) or getattr(source, "path", None)
-
-    def _inside(self, index: int) -> str:
-        """A photo's path in its source."""
-        key, top = self.photos.key(index), self._source(index)
-        return key if top is None else key.removeprefix(top.name)[1:]
-
-    def _name(self, index: int) -> PhotoName:
-        return self.photos.name(index)
-
     def _file(self, index: int) -> str:
         """What is the same for two ways to the same photo, by links or by two sources."""
-        top = self._source(index)
+        top, inside = self.photos.place(index)
         if top is None or not top.is_dir():
             return f"photo {index}"
-        return os.path.realpath(top / self._inside(index))
+        return os.path.realpath(top / inside)
 
     def _same_files(self, name: str, indices: Sequence[int]) -> list[int]:
         """Where a name is the path of a file on this machine, that file."""
