@@ -101,7 +101,9 @@ def _rows_of(output: Any, places: Tensor) -> Any:
     """The rows at these places of every tensor in a tuple or model output; what is none stays."""
     if isinstance(output, Tensor):
         return output[places]
-    if isinstance(output, Mapping):  # transformers' outputs; of one that is a dataclass too, fields and keys are the same
+    if isinstance(
+        output, Mapping
+    ):  # transformers' outputs; of one that is a dataclass too, fields and keys are the same
         changed = {key: _rows_of(value, places) for key, value in output.items()}
         return type(output)(**changed)
     if isinstance(output, tuple | list):
