@@ -94,7 +94,7 @@ def _write(
     side: int | None,
     quality: int,
 ) -> dict[str, str]:
-    """Writes a shard of the photos, made smaller to a short side, with what is said of each; returns those left out and what they resemble."""
+    """Writes a shard of the photos, made smaller to a short side; returns those left out and what they resemble."""
     count, near = 0, {}
     with replacing(path) as temporary, tarfile.open(temporary, "w") as tar:
         for key, photo in photos:
