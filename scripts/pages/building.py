@@ -78,7 +78,7 @@ def build(root: Path) -> list[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             plot.draw(data, path, digest(data))
             changed.append(path)
-    problems += _idle(root, write)
+    problems += [] if problems else _idle(root, write)
     if problems:
         raise ValueError("\n".join(["The pages cannot be built:", *problems]))
     return changed
@@ -101,19 +101,21 @@ def digest(data: object) -> str:
 
 
 def _disagreements(root: Path) -> Iterator[str]:
-    write = Writer(root)
+    write, is_whole = Writer(root), True
     for page in pages_of(root):
         name, text = page.relative_to(root), page.read_text(encoding="utf-8")
         try:
             found = places(text)
         except ValueError as error:
             yield f"{name}: {error}."
+            is_whole = False
             continue
         for place in found:
             try:
                 right = write(place.kind, place.name)
             except ValueError as error:
                 yield f"{name}: {error}."
+                is_whole = False
                 continue
             if place.text != right.strip():
                 files = ", ".join(f"results/{each}" for each in write.files[place.kind, place.name])
@@ -127,21 +129,24 @@ def _disagreements(root: Path) -> Iterator[str]:
             data = plot.data(write.results)
         except ValueError as error:
             yield f"{IMAGES}/{name}.png: {error}."
+            is_whole = False
             continue
         if drawn_from(root / IMAGES / f"{name}.png") != digest(data):
             yield f"{IMAGES}/{name}.png was drawn from other numbers than the files hold."
-    yield from _idle(root, write)
+    if is_whole:
+        yield from _idle(root, write)
 
 
 def _idle(root: Path, write: Writer) -> Iterator[str]:
     """Names and plots that no page shows, and files that nothing is made of."""
-    texts = {page: page.read_text(encoding="utf-8") for page in pages_of(root)}
+    texts = [page.read_text(encoding="utf-8") for page in pages_of(root)]
+    shown = {(place.kind, place.name) for text in texts for place in places(text)}
     for kind, known in (("figure", FIGURES), ("table", TABLES)):
         for name in known:
-            if (kind, name) not in write.files:
+            if (kind, name) not in shown:
                 yield f"The {kind} {name} of scripts/pages/{kind}s.py is on no page."
     for name in PLOTS:
-        if not any(f"images/{name}.png" in text for text in texts.values()):
+        if not any(f"images/{name}.png" in text for text in texts):
             yield f"{IMAGES}/{name}.png is on no page."
     for name in write.results.names():
         if name not in write.results.asked:

@@ -15,12 +15,12 @@ from sfvlm.util.files import replacing
 
 from .files import Results
 from .speed_tables import SCALING
-from .swap_tables import RETAINED
-from .ways import BUDGETS, DENSE, SPARSE, WAYS, tower_macs
+from .swap_tables import RETAINED, measured_budgets, measured_ways
+from .ways import DENSE, SPARSE, tower_macs
 
 HASH = "drawn-from"
 BLUE, GREY, ORANGE, GREEN = "#0072B2", "#777777", "#D55E00", "#009E73"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "axes.axisbelow": True, "font.family": "DejaVu Sans", "savefig.facecolor": "white",
 }  # fmt: skip
@@ -80,10 +80,9 @@ def _kept(results: Results, model: str) -> dict[str, float]:
 
 
 def _swap_data(results: Results) -> dict[str, Any]:
-    sparse = {count: SPARSE if count == 49 else f"{SPARSE}@{count}" for count in BUDGETS}
     return {
-        "sfvlm": {str(count): _kept(results, model) for count, model in sparse.items()},
-        "others": {model: _kept(results, model) for model in WAYS if model != SPARSE},
+        "sfvlm": {str(count): _kept(results, model) for count, model in measured_budgets(results).items()},
+        "others": {model: _kept(results, model) for model in measured_ways(results) if model != SPARSE},
     }
 
 

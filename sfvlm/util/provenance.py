@@ -46,7 +46,7 @@ def recorded_command(arguments: Sequence[str]) -> str:
 
 def machine(device: torch.device | str | None = None) -> dict[str, Any]:
     """What the measuring ran on: the processor and what it can do, the cores it may use, torch's threads, the device."""
-    found = {
+    found: dict[str, Any] = {
         "cpu": cpu_info("model name") or platform.processor() or platform.machine(),
         "features": [name for name in FEATURES if name in (cpu_info("flags") or cpu_info("Features")).split()],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -54,8 +54,8 @@ def machine(device: torch.device | str | None = None) -> dict[str, Any]:
         "system": platform.platform(),
     }
     if device is not None:
-        device = torch.device(device)
-        found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        where = torch.device(device)
+        found["device"] = torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
     return found
 
 
