@@ -8,13 +8,13 @@ WAYS = {
     SPARSE: "**sfvlm**",
     "reduce:resolution@49": "the photo at 112 px",
     "reduce:larger-patch@49": "32-px patches",
-    "reduce:merging@49": "merged in a third of the blocks (ToMe)",
-    "reduce:merging-decreasing@49": "fewer merged from block to block (ToMe)",
-    "reduce:merging-gradual@49": "as many merged in every block (ToMe)",
-    "reduce:stride@49": "of the dense tokens, evenly spaced ones",
-    "reduce:average@49": "averages of them",
-    "reduce:diversity@49": "the most diverse ones",
-    "reduce:cls-attention@49": "those the class token attends to",
+    "reduce:merging@49": "tokens merged in a third of the blocks (ToMe)",
+    "reduce:merging-decreasing@49": "tokens merged, fewer from block to block (ToMe)",
+    "reduce:merging-gradual@49": "tokens merged in every block (ToMe)",
+    "reduce:stride@49": "the dense tower, then evenly spaced tokens",
+    "reduce:average@49": "the dense tower, then averages",
+    "reduce:diversity@49": "the dense tower, then the most diverse tokens",
+    "reduce:cls-attention@49": "the dense tower, then the most attended tokens",
 }
 # Zero-shot controls, as eval/zeroshot.py begins their names.
 CONTROLS = {
@@ -22,9 +22,9 @@ CONTROLS = {
     SPARSE: "**sfvlm**",
     "lower resolution": "the photo at 112 px",
     "larger patch": "32-px patches",
-    "ToMe, early": "merged in a third of the blocks (ToMe)",
-    "ToMe, decreasing": "fewer merged from block to block (ToMe)",
-    "ToMe, gradual": "as many merged in every block (ToMe)",
+    "ToMe, early": "tokens merged in a third of the blocks (ToMe)",
+    "ToMe, decreasing": "tokens merged, fewer from block to block (ToMe)",
+    "ToMe, gradual": "tokens merged in every block (ToMe)",
 }
 BUDGETS = (16, 25, 36, 49, 64, 100)
 BENCHMARKS = ("captions", "daquar", "pope-like", "pope-captions", "scenes")

@@ -24,9 +24,9 @@ VIT_MODELS = {
     "res112@49": "the teacher at 112 px, trained as long",
     "lower resolution": "untrained: the photo at 112 px",
     "larger patch": "untrained: 32-px patches",
-    "ToMe, early": "untrained: merged in a third of the blocks (ToMe)",
-    "ToMe, decreasing": "untrained: fewer merged from block to block (ToMe)",
-    "ToMe, gradual": "untrained: as many merged in every block (ToMe)",
+    "ToMe, early": "untrained: tokens merged in a third of the blocks (ToMe)",
+    "ToMe, decreasing": "untrained: tokens merged, fewer from block to block (ToMe)",
+    "ToMe, gradual": "untrained: tokens merged in every block (ToMe)",
 }
 
 
