@@ -51,7 +51,7 @@ def machine(device: torch.device | str | None = None) -> dict[str, Any]:
         "features": [name for name in FEATURES if name in (cpu_info("flags") or cpu_info("Features")).split()],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
     }
     if device is not None:
         where = torch.device(device)
