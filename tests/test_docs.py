@@ -1,4 +1,4 @@
-"""The pages are true: their commands parse, their Python compiles, their links and names are there, and so are the messages they explain."""
+"""The pages are true: their commands parse, their Python compiles, and the names, links and messages on them are there."""
 
 import ast
 import importlib
@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import tyro
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sfvlm.cli import COMMANDS
+from sfvlm.encoder.folder import image_processor, open_student
+from sfvlm.zoo.names import resolve
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -64,7 +69,9 @@ def flags(name: str) -> set[str]:
 
 
 @each_page
-def test_every_command_on_a_page_is_one_and_takes_what_it_is_given(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_on_a_page_is_one_and_takes_what_it_is_given(
+    page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for words in shell_lines(page):
         called = command_of(words)
         if called is None or "--help" in called[1]:
@@ -100,10 +107,33 @@ def test_the_python_on_a_page_compiles_and_imports_what_is_there(page: Path) -> 
                     pkgutil.resolve_name(f"{node.module}:{alias.name}")
 
 
+def test_the_python_pages_run_on_the_shipped_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what needs another project's model or weights."""
+    tower = open_student(resolve("sparseformer-tiny-49"))
+    for name in ("sf49", "tower-49"):
+        tower.save_pretrained(tmp_path / "runs" / name)
+        image_processor(tower.config).save_pretrained(tmp_path / "runs" / name)
+    Image.new("RGB", (400, 300), "red").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    host = resolve("llava-tiny")
+    llava, processor = AutoModelForImageTextToText.from_pretrained(host), AutoProcessor.from_pretrained(host)
+    pixels = torch.rand(1, 3, 224, 224)
+    names = {"llava": llava, "llava_processor": processor, "model": llava, "processor": processor}
+    names |= {"pixels": pixels, "large_pixels": torch.rand(1, 3, 448, 448)}
+    for page in ("llava.md", "python.md"):
+        for block in blocks(DOCS / page, "python"):
+            if not any(each in block for each in ("swap_open_clip", "load_official", "runs/llava-49")):
+                exec(block, names)
+    assert names["fast"].acceleration.how  # type: ignore[attr-defined]
+    assert names["output"].token_rois[-1].shape == (1, 49, 4)  # type: ignore[attr-defined]
+
+
 @each_page
 def test_the_files_and_names_on_a_page_are_there(page: Path) -> None:
     text = page.read_text()
-    files = {name for name in re.findall(r"[\w/]+/\w+\.(?:py|md|png|svg)\b", text) if not name.startswith(("runs/", "/"))}
+    files = {
+        name for name in re.findall(r"[\w/]+/\w+\.(?:py|md|png|svg)\b", text) if not name.startswith(("runs/", "/"))
+    }
     assert {
         name for name in files if not any((top / name).exists() for top in (ROOT, ROOT / "sfvlm", page.parent))
     } == set()
@@ -136,7 +166,9 @@ def sentences() -> str:
     for file in (ROOT / "sfvlm").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.JoinedStr):
-                found.append("".join(str(each.value) if isinstance(each, ast.Constant) else "\0" for each in node.values))
+                found.append(
+                    "".join(str(each.value) if isinstance(each, ast.Constant) else "\0" for each in node.values)
+                )
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
     return "\n".join(found)
@@ -157,5 +189,7 @@ def test_every_room_and_every_command_is_in_the_reference() -> None:
     for name in pages - {"index", "commands"}:
         assert f"::: sfvlm.{name}\n" in (DOCS / f"reference/{name}.md").read_text()
         assert f"reference/{name}.md" in (ROOT / "mkdocs.yml").read_text()
-    listed = re.findall(r"^::: sfvlm\.commands\.options\.(\w+)\.(\w+)$", (DOCS / "reference/commands.md").read_text(), re.M)
+    listed = re.findall(
+        r"^::: sfvlm\.commands\.options\.(\w+)\.(\w+)$", (DOCS / "reference/commands.md").read_text(), re.M
+    )
     assert dict(listed) == {name: names[0] for name, names in COMMANDS.items()}
