@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModel
 from ..encoder.sparseformer import SparseFormerModel
 from ..hosts.folders import DENSE, MANIFEST, TEMPLATES, read_manifest
 from ..hosts.host import Host, open_host
+from ..hosts.named_towers import put_tower
 from ..hosts.reply import Reply
 from ..hosts.swap import swap
 from ..hosts.weights import bytes_hash, parts, tower_prefix
@@ -125,6 +126,19 @@ def with_tower(dense: Host, tower: Any, num_tokens: int | None = None) -> Host:
     twin = twin_of(dense)
     swap(twin.model, twin.processor, tower, num_tokens)
     return twin
+
+
+def twins_with(host: Host, towers: Mapping[str, str]) -> dict[str, Host]:
+    """Twins of a dense host, by name, each with another tower as `put_tower` takes it; a swap takes a host's own tower out of it.
+
+    Raises:
+        ValueError: One does not fit.
+    """
+    twins = {}
+    for name, tower in towers.items():
+        twins[name] = twin_of(host)
+        put_tower(twins[name], tower)
+    return twins
 
 
 def twin_of(host: Host) -> Host:
