@@ -4,9 +4,11 @@ import ast
 import importlib
 import pkgutil
 import re
+import runpy
 import shlex
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,6 +153,17 @@ def test_links_outside_the_site_lead_somewhere(page: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.M)
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_a_page_at_the_top_is_on_the_site_with_links_that_lead_there(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/hooks.py").write_text((DOCS / "hooks.py").read_text())
+    text = "[a](docs/speed.md#x) [b](CHANGELOG.md) [c](README.md) [d](tests/tiny.py) [e](https://x.y/z.py) [f](#here)"
+    (tmp_path / "CONTRIBUTING.md").write_text(text)
+    hook = runpy.run_path(str(tmp_path / "docs/hooks.py"))["on_page_markdown"]
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="contributing.md"))
+    assert hook("", page) == "[a](speed.md#x) [b](changelog.md) c d [e](https://x.y/z.py) [f](#here)"
+    assert hook("own", SimpleNamespace(file=SimpleNamespace(src_uri="speed.md"))) == "own"
 
 
 @each_page
