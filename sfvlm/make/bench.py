@@ -56,12 +56,12 @@ class Bench:
 
 
 def possible_alternatives(
-    asked: list[str] | None, facts: HostFacts, patches: int, num_tokens: int
+    asked: list[str], facts: HostFacts, patches: int, num_tokens: int
 ) -> tuple[list[str], dict[str, str]]:
     """The cheap ways that give so many tokens, and why each other one does not.
 
     Args:
-        asked: Names; None for every one there is.
+        asked: Names; none for every one there is.
         facts: Of the host.
         patches: Of its dense tower.
         num_tokens: Asked for.
@@ -71,14 +71,14 @@ def possible_alternatives(
     """
     read = facts.depth + 1 + max(facts.layers)
     possible, left_out = [], {}
-    for name in METHODS if asked is None else asked:
+    for name in asked or METHODS:
         method_named(name)
         if name in possible:
             raise ValueError(f"The alternative {name} is given twice: once is enough.")
         try:
             check_count(name, num_tokens, patches, read)
         except ValueError as error:
-            if asked is not None:
+            if asked:
                 raise
             left_out[name] = str(error)
         else:

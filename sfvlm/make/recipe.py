@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 # Without photos: the shipped LLaVA, and rendered scenes of a seed that nothing else in the project uses. About six minutes on
 # two cores.
-SHIPPED, SCENES, QUICK_STEPS, QUICK_BATCH, QUICK_HELD_BACK = "llava-tiny", "scenes:700:5150", 160, 16, 60
+SHIPPED, SCENES, QUICK_STEPS, QUICK_BATCH, QUICK_HELD_BACK = "llava-tiny", "scenes:500:5150", 160, 16, 60
 STEPS, BATCH, HELD_BACK = 2000, 32, 100
 FEWEST_PHOTOS = 20
 # How fast photos are decoded, and where the work is done, changes nothing that is measured but times.
@@ -35,8 +35,8 @@ class Recipe:
     """Photos that are measured on and never learned from; default 100, without photos 60; at most a fifth of all."""
     prompts: Path | None = None
     """File of what your LLaVA is asked, one prompt a line; default general prompts."""
-    alternatives: list[str] | None = None
-    """Cheap ways to as few tokens, measured beside; default every one that gives so many: resolution, larger-patch, stride,
+    alternatives: list[str] = field(default_factory=list)
+    """Cheap ways to as few tokens, measured beside; none given: every one that gives so many: resolution, larger-patch, stride,
     average, cls-attention, diversity, merging, merging-decreasing, merging-gradual."""
     precision: Literal["no", "bf16", "fp16"] | None = None
     """Of training; default bf16 on a GPU that has it."""

@@ -4,7 +4,9 @@ import base64
 import difflib
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ from ..bootstrap.run import SKIPPED
 from ..photos.sources import Photos
 from ..util.errors import shortened
 from ..util.files import read_json, replacing
+from ..util.results import short_names
 from ..util.statistics import Interval
 from .chart import chart
 from .estimate import in_words
@@ -21,9 +24,9 @@ from .examples import Example, read_examples
 from .held_back import HeldBack
 from .place import Place
 from .recipe import Recipe
-from .tower import Fit, training_options
+from .tower import Fit
 from .verdict import FAR, NEAR, SOONER, Verdict, judge
-from .ways import Way, Ways, read_ways
+from .ways import Way, Ways, read_ways, share
 
 TEMPLATE = "report.html"
 SHOWN_SKIPPED = 5
@@ -45,6 +48,7 @@ def write_report(recipe: Recipe, fit: Fit, photos: Photos, held: HeldBack, place
     )  # fmt: skip
     page = environment.get_template(TEMPLATE).render(
         recipe=recipe,
+        name=short_names([recipe.host])[0],
         folder=str(place.folder),
         verdict=verdict,
         ways=ways,
@@ -73,21 +77,19 @@ def _row(way: Way, ways: Ways) -> dict[str, Any]:
         "name": way.name,
         "about": way.about,
         "tokens": f"{way.tokens:.0f}",
-        "work": f"{way.macs / ways.dense.macs:.0%}",
+        "work": share(way.macs / ways.dense.macs),
         "macs": f"{way.macs / 1e9:.3g} G",
         "first_word": f"{way.first_word * 1e3:.3g} ms",
         "sooner": "" if way is ways.dense else f"{way.sooner:.2f} times sooner",
-        "divergence": _between(way.divergence, "{:.3f}"),
-        "same_words": _between(way.same_words, "{:.1%}"),
+        "divergence": _between(way.divergence, "{:.3f}".format),
+        "same_words": _between(way.same_words, partial(share, digits=1)),
         "against": "" if way.difference is None else against,
     }
 
 
-def _between(found: Interval | None, form: str) -> tuple[str, str] | None:
+def _between(found: Interval | None, form: Callable[[float], str]) -> tuple[str, str] | None:
     """A value, and its interval."""
-    if found is None:
-        return None
-    return form.format(found.value), f"{form.format(found.low)} to {form.format(found.high)}"
+    return None if found is None else (form(found.value), f"{form(found.low)} to {form(found.high)}")
 
 
 def _shown(example: Example, folder: Path) -> dict[str, Any]:
@@ -117,15 +119,15 @@ def _costs(recipe: Recipe, fit: Fit, photos: Photos, held: HeldBack, place: Plac
     facts = read_json(place.tower / "bootstrap.json")
     rows = read_json(place.tower / "inheritance.json")["rows"]
     trained, all_of_it = (sum(row["parameters"] for row in rows if row["trained"] or each) for each in (False, True))
-    options = training_options(recipe, place)
     yield (
         "learning the tower",
-        f"{_time(place, 'tower')}, {options.steps} steps of {options.batch_size} photos, the LLaVA's answers included",
+        f"{_time(place, 'tower')}, {recipe.steps} steps of {recipe.batch_size} photos, the LLaVA's answers included",
     )
     yield "measuring", _time(place, "fidelity", "speed", "examples")
     yield (
         "photos",
-        f"{facts['photos_read']} to learn from, without labels; {len(held.photos)} held back and measured on, of {len(photos)} in all",
+        f"{facts['photos_read'] - facts['photos_held_back']} learned from, without labels; {facts['photos_held_back']} to watch the "
+        f"learning; {len(held.photos)} held back from both and measured on",
     )
     yield (
         "of the tower",
@@ -176,86 +178,38 @@ def _skipped(path: Path) -> Iterator[dict[str, str]]:
 
 def _commands(recipe: Recipe, place: Place, verdict: Verdict, ways: Ways) -> Iterator[tuple[str, str]]:
     """Each step as a command of its own, into new places."""
-    options, host, new = (
-        training_options(recipe, place),
-        recipe.host,
+    new, options = (
         place.folder.with_name(f"{place.folder.name}-again"),
+        read_json(place.tower / "bootstrap.json")["options"],
     )
-    tuned = {
-        "steps": options.steps, "batch-size": options.batch_size, "most-photos": options.most_photos, "held-back": options.held_back,
-        "precision": options.precision, "seed": options.seed, "save-every": options.save_every,
-    }  # fmt: skip
-    flags = [word for name, value in tuned.items() for word in (f"--{name}", str(value))]
-    prompts = [] if recipe.prompts is None else [str(recipe.prompts)]
-    learned = [
-        "--leave-out",
-        str(place.held_back),
-        *(["--host-prompts", *prompts] if prompts else []),
-        *(["--cpu"] if recipe.cpu else []),
-    ]
-    tower, count = str(new / "tower"), str(recipe.num_tokens)
+    host, photos, count = shlex.quote(recipe.host), shlex.join(recipe.photos), recipe.num_tokens
+    tower, llava, held_back = (shlex.quote(str(path)) for path in (place.tower, place.llava, place.held_back))
+    new_tower, new_llava, new_near = (shlex.quote(str(new / name)) for name in ("tower", "llava", "fidelity.json"))
+    prompts = "" if recipe.prompts is None else f"prompts {shlex.quote(str(recipe.prompts))} "
+    tuned = ("steps", "batch_size", "most_photos", "held_back", "precision", "seed", "save_every")
+    flags = " ".join(f"--{name.replace('_', '-')} {options[name]}" for name in tuned) + " --cpu" * recipe.cpu
     yield (
         "the tower",
-        _line(
-            "bootstrap",
-            "--host",
-            host,
-            "--photos",
-            *recipe.photos,
-            "--num-tokens",
-            count,
-            *flags,
-            *learned,
-            "--out",
-            tower,
-        ),
+        f"sfvlm bootstrap --host {host} --photos {photos} --num-tokens {count} {flags} {prompts and f'--host-{prompts}'}"
+        f"--leave-out {held_back} --out {new_tower}",
     )
-    yield "the LLaVA with it", _line("swap", "--host", host, "--tower", tower, "--out", str(new / "llava"))
-    towers = [str(place.tower), *(f"reduce:{way.name}@{count}" for way in ways.others)]
-    asked = [
-        "--only",
-        str(place.held_back),
-        "--limit",
-        "0",
-        "--seed",
-        str(recipe.seed),
-        *(["--prompts", *prompts] if prompts else []),
-    ]
+    yield "the LLaVA with it", f"sfvlm swap --host {host} --tower {new_tower} --out {new_llava}"
+    reduced = " ".join(f"reduce:{way.name}@{count}" for way in ways.others)
     yield (
         "how near each way stays",
-        _line(
-            "fidelity",
-            "--host",
-            host,
-            "--tower",
-            *towers,
-            "--photos",
-            *recipe.photos,
-            *asked,
-            "--out",
-            str(new / "fidelity.json"),
-        ),
+        f"sfvlm fidelity --host {host} --tower {tower} {reduced} --photos {photos} --only {held_back} --limit 0 --seed {recipe.seed} "
+        f"{prompts and f'--{prompts}'}--out {new_near}",
     )
-    yield (
-        "what a reply costs",
-        _line("speed", "--host", host, str(place.llava), "--photos", *recipe.photos, "--batch-sizes", "1"),
-    )
-    first = ways.others[0].name if ways.others else None
-    if first is not None:
-        to = str(place.folder / f"llava-{first}")
+    yield "what a reply costs", f"sfvlm speed --host {host} {llava} --photos {photos} --batch-sizes 1"
+    for way in ways.others[:1]:
+        out = shlex.quote(str(place.folder / f"llava-{way.name}"))
         yield (
-            f"a LLaVA with {first} instead",
-            _line("swap", "--host", host, "--tower", f"reduce:{first}", "--num-tokens", count, "--out", to),
+            f"a LLaVA with {way.name}",
+            f"sfvlm swap --host {host} --tower reduce:{way.name} --num-tokens {count} --out {out}",
         )
     yield (
         "the LLaVA as it was",
-        _line("swap", "--undo", "--host", str(place.llava), "--out", str(place.folder / "llava-dense")),
+        f"sfvlm swap --undo --host {llava} --out {shlex.quote(str(place.folder / 'llava-dense'))}",
     )
-    longer = [str(4 * options.steps)]
     if verdict.advice in ("perhaps", "not yet", "another"):
-        more = ["--photos", *recipe.photos, "--num-tokens", count, "--steps", *longer]
-        yield "all of it, with longer training", _line("make", "--host", host, *more, "--out", str(new))
-
-
-def _line(*words: str) -> str:
-    return shlex.join(["sfvlm", *words])
+        yield "all of it, learning longer", replace(recipe, steps=4 * options["steps"]).command(new)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import torch
+
 from ..photos.sources import Photos, names_hash, open_photos, readable
 from ..util.console import say
 from ..util.devices import usable_device
@@ -55,8 +57,8 @@ def make(recipe: Recipe, folder: Path) -> Verdict:
         usable_device()
     fit = check_fit(recipe)
     photos = open_photos(recipe.photos)
-    known = {"count": len(photos), "names": names_hash(photos)[:16]}
-    place = open_place(folder, recipe.binding() | {"photos_found": known})
+    found = {"number of photos": len(photos), "hash of their names": names_hash(photos)[:16]}
+    place = open_place(folder, recipe.binding() | found)
     for remark in (*photos.remarks, *(f"{name} is left out: {why}" for name, why in fit.left_out.items())):
         say(remark)
     assert recipe.held_back is not None
@@ -121,26 +123,24 @@ def _spent(place: Place, step: str) -> str:
 
 def _say_plan(recipe: Recipe, fit: Fit, photos: Photos, held: HeldBack, bench: Bench, place: Place) -> None:
     """What will be done, from what, and how long that takes here."""
+    options = training_options(recipe, place)
     left = len(photos) - len(held.photos)
     learned = min(left, recipe.most_photos or left)
     few = "" if learned == left else f", the most that --most-photos {recipe.most_photos} allows"
     before, each = fit.facts.tokens - fit.facts.reads_cls, "tile" if fit.facts.tiles else "photo"
     say(
-        f"{recipe.host}: {recipe.num_tokens} tokens instead of {before} a {each}. {len(photos)} photos; {len(held.photos)} are held back to "
-        f"measure on, {learned} are learned from{few}."
+        f"{recipe.host}: {recipe.num_tokens} tokens instead of {before} a {each}. {len(photos)} photos: {len(held.photos)} are held back "
+        f"to measure on, {learned} are for learning{few}."
     )
     if held.unreadable:
         key, why = next(iter(held.unreadable.items()))
         say(f"{len(held.unreadable)} photos that were drawn cannot be read, the first of them {key}: {why}.")
-    options = training_options(recipe, place)
     images = [photo.image for photo in islice(readable(held.photos), 4)]
     seconds = seconds_left(measure_pace(bench, images), fit, options, learned, len(held.photos), place)
     say(f"This takes about {in_words(seconds)} on {_machine(bench)}. It may be interrupted: the same command goes on.")
 
 
 def _machine(bench: Bench) -> str:
-    import torch
-
     device = bench.dense.model.device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

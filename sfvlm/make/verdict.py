@@ -13,7 +13,7 @@ benchmarks, and those beyond 0.17 about 80 %. They are a guide and no promise fo
 from dataclasses import dataclass
 from typing import Literal
 
-from .ways import Way, Ways
+from .ways import Way, Ways, share
 
 SOONER = 1.1
 NEAR, FAR = 0.1, 0.2  # nats a word
@@ -37,7 +37,7 @@ def judge(ways: Ways) -> Verdict:
     assert sparse.divergence is not None and sparse.same_words is not None
     gain = (
         f"{sparse.tokens:.0f} tokens instead of {dense.tokens:.0f}, the first word {_times(sparse.sooner)} sooner for "
-        f"{sparse.macs / dense.macs:.0%} of the tower's work"
+        f"{share(sparse.macs / dense.macs)} of the tower's work"
     )
     kept = f"{100 * sparse.same_words.value:.0f} of 100 words as your LLaVA says them ({sparse.divergence.value:.3f} nats a word away)"
     beside = _beside(ways)

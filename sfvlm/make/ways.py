@@ -88,6 +88,11 @@ def read_ways(place: Place) -> Ways:
     return Ways(found[DENSE], found[SPARSE], tuple(others))
 
 
+def share(value: float, digits: int = 0) -> str:
+    """As 35 %."""
+    return f"{100 * value:.{digits}f} %"
+
+
 def _way(row: Mapping[str, Any], near: Mapping[str, float]) -> Way:
     measures = row["measures"]
     first_word = measures["first_token_seconds"]
