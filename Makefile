@@ -56,10 +56,10 @@ $(VENV)-oldest/installed: pyproject.toml
 	$(VENV)-oldest/bin/python -m pip install --quiet --no-deps "$(LLAVA)"
 	touch $@
 
-# The demo in a headless Chromium: the one on the PATH, or CHROMIUM=/path/to/it.
+# The demo and the report of `sfvlm make` in a headless Chromium: the one on the PATH, or CHROMIUM=/path/to/it.
 browser: setup
 	$(BIN)/python -m pip install --quiet --group browser
-	$(BIN)/python -m pytest -m browser tests/demo/test_browser.py
+	$(BIN)/python -m pytest -m browser tests/demo/test_browser.py tests/make/test_page.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -109,11 +109,11 @@ def _take(step: Step, number: str, place: Place) -> None:
         say(f"{number}  {step.title}: done before, in {_spent(place, step.name)}")
         return
     say(f"{number}  {step.title} ...")
-    started = time.monotonic()
+    started, earlier = time.monotonic(), place.spent(step.name)
     with place.step(step.name):
         step.work()
-    now, all_of_it = in_words(time.monotonic() - started), _spent(place, step.name)
-    say(f"{number}  done in {now}" + ("" if now == all_of_it else f", {all_of_it} with earlier runs"))
+    with_earlier = f", {_spent(place, step.name)} with earlier runs" if earlier.seconds or earlier.at_least else ""
+    say(f"{number}  done in {in_words(time.monotonic() - started)}{with_earlier}")
 
 
 def _spent(place: Place, step: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_hosts import tiny_host
 from tiny_makes import marks, near, recipe, weights
 from tiny_runs import same
 
@@ -44,6 +45,15 @@ def test_what_is_measured_on_was_never_learned_from(made: Path) -> None:
     assert measured == held_back and len(held_back) == 4
     assert not held_back & (parts["train"] | parts["held_back"])
     assert len(parts["train"] | parts["held_back"]) == 20
+
+
+def test_a_llava_of_tiles_is_made_too_and_the_page_says_what_was_measured_of_them(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    make(recipe(tiny_host("llava_next", tmp_path), photo_folder, alternatives=["stride"]), tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "tokens a tile" in page and "of the overview that comes with a photo" in page
+    assert "88 → 24" in page  # tokens of all tiles
 
 
 def test_a_whole_run_is_not_done_again(
