@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
-from photos import example_photos, in_words, open_photo, photo_input
+from photos import in_words, open_photo, photo_examples, photo_input
 from PIL import Image, ImageDraw
 from rectangle import as_source, rectangle_picture
 from together import Progress, check_question, follow
@@ -40,7 +40,7 @@ def focus_tab(sides: Sides, limits: dict[str, Any]) -> None:
             hint = gr.Markdown(START, elem_classes="hint")
             with gr.Row():
                 another = gr.Button("Another photo", visible=False, elem_id="focus-another")
-            gr.Examples([list(each) for each in example_photos()], [photo, question], label="Examples")
+            photo_examples(photo, question)
         with gr.Column(scale=1, min_width=360):
             question.render()
             rectangle = gr.Textbox(
