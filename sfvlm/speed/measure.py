@@ -189,5 +189,5 @@ def _number(value: float) -> str:
 
 
 def write_costs(path: Path, rows: Sequence[Row], facts: Mapping[str, Any], device: torch.device) -> None:
-    """Writes rows, `facts` and how they came about as JSON; the file is whole or absent."""
-    write_json(path, {"rows": list(rows), **facts, **making(device)})
+    """Writes rows, how they came about and `facts` as JSON; the file is whole or absent."""
+    write_json(path, {"rows": list(rows), **making(device), **facts})

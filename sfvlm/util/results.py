@@ -48,7 +48,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def write_results(path: Path, rows: Sequence[Row], facts: dict[str, Any], device: torch.device | str) -> Path:
-    """Writes all rows, `facts` and how they came about to `path`, and each row alone to the folder of that name without its suffix.
+    """Writes all rows, how they came about and `facts` to `path`, and each row alone to the folder of that name without its suffix.
 
     A row has the keys dataset, model, pretrained, task, metrics, language; `clip_benchmark build FOLDER` reads the
     folder, which is returned. Files are whole or absent; earlier rows of the folder that these do not replace stay.
@@ -57,7 +57,7 @@ def write_results(path: Path, rows: Sequence[Row], facts: dict[str, Any], device
     folder.mkdir(parents=True, exist_ok=True)
     for row in rows:
         write_json(folder / f"{_file_name(row)}.json", row)
-    write_json(path, {"results": list(rows), **facts, **making(device)})
+    write_json(path, {"results": list(rows), **making(device), **facts})
     return folder
 
 
