@@ -28,7 +28,7 @@ def chat_tab(sides: Sides, feedback: Path | None, users: int) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=420):
             chatbot = gr.Chatbot(
-                height=470,
+                height=560,
                 render=False,
                 show_label=False,
                 elem_id="chat",

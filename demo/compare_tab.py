@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
-from photos import in_words, open_photo, photo_examples, photo_input
+from photos import example_photos, in_words, open_photo, photo_examples, photo_input
 from together import Progress, check_question, follow
 
 from sfvlm.hosts.template import user_message
@@ -29,7 +29,9 @@ def compare_tab(sides: Sides, limits: dict[str, Any]) -> None:
                 ask = gr.Button("Ask both", variant="primary", elem_id="compare-ask")
                 stop = gr.Button("Stop", elem_id="compare-stop")
             longest = gr.Slider(1, 512, value=128, step=1, label="Longest answer, tokens")
-            examples = photo_examples(photo, question)
+            examples = photo_examples(
+                example_photos(), [photo, question], "Examples: a click asks both", "compare-examples"
+            )
         with gr.Column(scale=3, min_width=420):
             with gr.Row():
                 columns = []

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import gradio as gr
-from photos import in_words, open_photo, photo_examples, photo_input
+from photos import example_photos, in_words, open_photo, photo_examples, photo_input
 from PIL import Image
 from together import check_question
 
@@ -45,7 +45,7 @@ def look_tab(sides: Sides, limits: dict[str, Any]) -> None:
             ask = gr.Button("Look", variant="primary", elem_id="look-ask")
             answer = gr.Textbox(label="Answer", lines=2, elem_id="look-answer")
             cost = gr.Markdown(elem_classes="cost")
-            examples = photo_examples(photo, question)
+            examples = photo_examples(example_photos(), [photo, question], "Examples: a click asks", "look-examples")
         with gr.Column(scale=3, min_width=420):
             show = gr.Radio([BOXES, ATTENTION], value=BOXES, show_label=False, elem_id="look-show")
             picture = gr.Image(

@@ -80,24 +80,32 @@ def open_photos(paths: Sequence[str]) -> list[Image.Image]:
 
 
 @functools.cache
-def example_photos() -> tuple[tuple[str, str], ...]:
-    """Real photos, then rendered ones in a temporary folder, each with a question."""
+def example_path(which: str | int) -> str:
+    """A real photo by name, or a rendered scene by number, which is drawn into a temporary folder."""
+    if isinstance(which, str):
+        return str(REAL / which)
+    path = _scenes() / f"scene-{which}.png"
+    render_scene(SCENE_TEST_SEED, which, 896).image.save(path)
+    return str(path)
+
+
+@functools.cache
+def _scenes() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="sfvlm-examples-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    found = []
-    for which, question in EXAMPLES:
-        if isinstance(which, str):
-            path = REAL / which
-        else:
-            path = folder / f"scene-{which}.png"
-            render_scene(SCENE_TEST_SEED, which, 896).image.save(path)
-        found.append((str(path), question))
-    return tuple(found)
+    return folder
 
 
-def photo_examples(photo: gr.Image, question: gr.Textbox) -> Any:
-    """The examples below both fields; what happens when one is clicked, and they are filled, follows by `then`."""
-    return gr.Examples([list(each) for each in example_photos()], [photo, question], label="Examples").load_input_event
+def example_photos() -> list[tuple[str, str]]:
+    """Real photos, then rendered ones, each with a question."""
+    return [(example_path(which), question) for which, question in EXAMPLES]
+
+
+def photo_examples(rows: Sequence[Sequence[str]], fields: list[Any], label: str, elem_id: str) -> Any:
+    """Examples below the fields that they fill; what happens once they have, follows by `then`."""
+    examples = gr.Examples([list(each) for each in rows], fields, label=label, elem_id=elem_id)
+    examples.dataset.elem_classes = ["asked"]
+    return examples.load_input_event
 
 
 def in_words(error: BaseException) -> str:

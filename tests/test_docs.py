@@ -167,6 +167,12 @@ def test_a_page_at_the_top_is_on_the_site_with_links_that_lead_there(tmp_path: P
 
 
 @each_page
+def test_no_line_begins_with_a_marker_of_a_figure(page: Path) -> None:
+    """Markdown would begin a block of HTML there, which cuts the paragraph in two."""
+    assert re.findall(r"^ *<!-- figure.*", page.read_text(), re.M) == []
+
+
+@each_page
 def test_a_table_has_at_most_seven_columns(page: Path) -> None:
     for rule in re.findall(r"^\|[-:| ]+\|$", page.read_text(), re.M):
         assert rule.count("|") - 1 <= 7, rule
