@@ -11,12 +11,12 @@ from ..encoder.folder import open_student
 from ..hosts.facts import read_host
 from ..hosts.host import open_host
 from ..photos.batches import SkipLog
+from ..photos.sources import open_and_say
 from ..teachers.inherit import inherit, take_over
 from ..teachers.open import Teacher, check_own_tower, open_teacher
 from ..teachers.student import check_descent, student_config
 from ..util.console import say
 from ..zoo.names import resolve
-from .opening import open_and_say
 from .options.bootstrap import BootstrapCommand
 
 

@@ -11,12 +11,11 @@ from ..hosts.named_towers import split_tower
 from ..hosts.reader import HostReader
 from ..look.sides import twins_with
 from ..photos.batches import Selection
-from ..photos.sources import Photos, named
+from ..photos.sources import Photos, named, open_and_say
 from ..teachers.open import open_teacher
 from ..util.console import say
 from ..util.results import Row, aligned, check_json, check_once, short_names, write_results
 from ..util.subsets import spread
-from .opening import open_and_say
 from .options.fidelity import FidelityCommand
 
 

@@ -14,7 +14,7 @@ from ..alternatives.towers import REDUCE
 from ..bootstrap.options import BootstrapOptions
 from ..encoder.accelerate import check_possible
 from ..hosts.host import check_host, open_host
-from ..photos.sources import first_images
+from ..photos.sources import first_images, open_and_say
 from ..speed.encoders import SUITE_BUDGETS, Encoder, Encoders, dense_base, encoder_name, open_dense, suite
 from ..speed.energy import open_meter
 from ..speed.hosts import Subject, check_numbers, host_facts, host_subject, measure_hosts
@@ -33,7 +33,6 @@ from ..teachers.student import student_config
 from ..util.console import say
 from ..util.devices import usable_device
 from ..util.results import short_names
-from .opening import open_and_say
 from .options.speed import SpeedCommand
 
 FEWEST_PHOTOS = 16  # that take turns

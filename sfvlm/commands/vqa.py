@@ -13,6 +13,7 @@ from ..hosts.host import Host, check_host, open_host
 from ..hosts.named_towers import put_tower, split_tower
 from ..look.sides import twin_of
 from ..photos.decode import UnreadablePhoto
+from ..photos.sources import open_and_say
 from ..util.choices import SCENE_TEST_SEED
 from ..util.console import say
 from ..util.devices import usable_device
@@ -45,7 +46,6 @@ from ..vqa.metrics import Score
 from ..vqa.photos import NamedPhotos, SourcePhotos, TablePhotos, check_photos
 from ..vqa.questions import Question
 from ..vqa.retained import write_scores
-from .opening import open_and_say
 from .options.vqa import VqaCommand
 
 

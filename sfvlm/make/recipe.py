@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 # Without photos: the shipped LLaVA, and rendered scenes of a seed that nothing else in the project uses. About six minutes on
 # two cores.
-SHIPPED, SCENES, QUICK_STEPS, QUICK_BATCH, QUICK_HELD_BACK = "llava-tiny", "scenes:500:5150", 160, 16, 60
+SHIPPED, SCENES, QUICK_STEPS, QUICK_BATCH, QUICK_HELD_BACK = "llava-tiny", "scenes:500:5150", 120, 16, 60
 STEPS, BATCH, HELD_BACK = 2000, 32, 100
 FEWEST_PHOTOS = 20
 # How fast photos are decoded, and where the work is done, changes nothing that is measured but times.
@@ -26,7 +26,7 @@ class Recipe:
     num_tokens: int = 49
     """Tokens a photo becomes, or a tile where the LLaVA cuts photos into tiles."""
     steps: int | None = None
-    """Steps of training; default 2000, without photos 160."""
+    """Steps of training; default 2000, without photos 120."""
     batch_size: int | None = None
     """Photos a step; default 32, without photos 16."""
     most_photos: int = 10_000

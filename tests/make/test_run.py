@@ -53,7 +53,11 @@ def test_a_llava_of_tiles_is_made_too_and_the_page_says_what_was_measured_of_the
     make(recipe(tiny_host("llava_next", tmp_path), photo_folder, alternatives=["stride"]), tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "tokens a tile" in page and "of the overview that comes with a photo" in page
-    assert "88 → 24" in page  # tokens of all tiles
+    tokens = [
+        row["measures"]["image_tokens"]["median"]
+        for row in json.loads((tmp_path / "out" / "speed.json").read_text())["rows"]
+    ]
+    assert tokens[0] > 16 and tokens[0] > tokens[1] > 4  # of all tiles
 
 
 def test_a_whole_run_is_not_done_again(
