@@ -20,7 +20,7 @@ BESIDE := $(if $(filter clip-tiny,$(TEACHER)),sparseformer-tiny-49)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup integrations test reference oldest browser lint types check format quickstart demo clean
+.PHONY: setup integrations test reference oldest browser lint types check pages format docs docs-serve quickstart demo clean
 
 setup: $(VENV)/installed
 
@@ -71,9 +71,27 @@ types: setup
 
 check: lint types test
 
+# Fills the figures, tables and plots of the pages from the files in results/.
+pages: setup
+	$(BIN)/python scripts/build_pages.py
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages as a site, in site/; a warning fails. In an environment of its own, for it needs none of the package's.
+docs: $(VENV)-docs/installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
+
+# The same at http://127.0.0.1:8000, written anew whenever a page is saved.
+docs-serve: $(VENV)-docs/installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs serve
+
+$(VENV)-docs/installed: pyproject.toml
+	test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-docs/bin/python -m pip install --quiet --group docs
+	touch $@
 
 # Bootstraps a SparseFormer, measures it beside its teacher and the shipped, longer trained one, and draws where it looks.
 # Interrupted, it continues.
@@ -93,4 +111,4 @@ demo: setup
 	$(BIN)/python demo/app.py --browser $(DEMO)
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest runs build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-docs runs site build dist .pytest_cache .ruff_cache
