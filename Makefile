@@ -20,7 +20,7 @@ BESIDE := $(if $(filter clip-tiny,$(TEACHER)),sparseformer-tiny-49)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup integrations test reference oldest browser lint types check format docs docs-serve quickstart demo notebook hooks clean
+.PHONY: setup integrations test reference oldest browser lint types check pages format docs docs-serve quickstart demo notebook hooks clean
 
 setup: $(VENV)/installed
 
@@ -70,6 +70,10 @@ types: setup
 	$(BIN)/pyright
 
 check: lint types test
+
+# Fills the figures, tables and plots of the pages from the files in results/.
+pages: setup
+	$(BIN)/python scripts/build_pages.py
 
 format: setup
 	$(BIN)/ruff check --fix .
