@@ -1,6 +1,5 @@
 """The command behind `eval/fidelity.py`: how near towers keep a host to what it says with its dense one."""
 
-import shlex
 import sys
 from typing import Any
 
@@ -54,7 +53,7 @@ def fidelity_command(command: FidelityCommand) -> None:
     if command.out is not None:
         asked = {name: getattr(command, name) for name in ("turns", "seed", "limit")}
         asked |= {"only": command.only and str(command.only), "remarks": list(every.remarks)}
-        write_results(command.out, rows, {"command": shlex.join(sys.argv), "device": str(host.model.device), **asked})
+        write_results(command.out, rows, asked, host.model.device)
         say(f"\nWrote {command.out}; the answers are in {answers}.")
 
 

@@ -1,6 +1,5 @@
 """The command behind `eval/speed.py`: hosts, encoders, or random models of published sizes, to tables of what they cost."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from ..photos.sources import first_images, open_and_say
 from ..speed.encoders import SUITE_BUDGETS, Encoder, Encoders, dense_base, encoder_name, open_dense, suite
 from ..speed.energy import open_meter
 from ..speed.hosts import Subject, check_numbers, host_facts, host_subject, measure_hosts
-from ..speed.measure import Row, cost_table, machine, write_costs
+from ..speed.measure import Row, cost_table, write_costs
 from ..speed.plots import check_plot, plot_quality, plot_scaling
 from ..speed.rounds import Ceilings, measure_encoders
 from ..speed.scaling import (
@@ -100,10 +99,10 @@ class Report:
         """Keeps rows; the file has them from now on."""
         self.rows += rows
         if self.command.out is not None:
-            settings = asdict(self.command) | {"batch_sizes": self.batch_sizes, "command": shlex.join(sys.argv)}
+            settings = asdict(self.command) | {"batch_sizes": self.batch_sizes}
             settings = {name: _plain(value) for name, value in settings.items()}
-            facts = {"settings": settings, "machine": machine(self.device), **self.facts, "finished": is_last}
-            write_costs(self.command.out, self.rows, facts)
+            facts = {"settings": settings, **self.facts, "finished": is_last}
+            write_costs(self.command.out, self.rows, facts, self.device)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """The command behind `eval/vqa.py`: hosts, questions and photos to one table and one results file."""
 
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -86,8 +85,8 @@ def vqa_command(command: VqaCommand) -> None:
     if command.out is not None:
         made = {name: getattr(command, name) for name in ("split", "negatives", "seed", "limit")}
         remarks = list(photos.photos.remarks) if isinstance(photos, SourcePhotos) else []
-        facts = {"command": shlex.join(sys.argv), "device": _device(command), **made, "remarks": remarks}
-        write_results(command.out, rows, facts)
+        facts = {**made, "remarks": remarks}
+        write_results(command.out, rows, facts, usable_device(command.device))
         write_scores(
             command.out,
             command.benchmark,
@@ -290,7 +289,3 @@ def _cell(name: str, value: float | None, headline: str) -> str:
     if headline in ("points", "cider_d") and not name.startswith("retained"):
         return f"{value:{sign}.{1 if headline == 'points' else 3}f}"
     return f"{value:{sign}.1%}"
-
-
-def _device(command: VqaCommand) -> str:
-    return str(usable_device(command.device))

@@ -27,7 +27,7 @@ from ..encoder.folder import open_student
 from ..encoder.sparseformer import SparseFormerModel
 from ..util.errors import reason
 from ..util.files import appearing, check_absent, read_json, stand_ins
-from ..util.results import provenance
+from ..util.provenance import provenance
 from ..util.tensors import tensor_hash
 from ..zoo.weight_files import WeightFiles, open_weights, read_tensors
 from .facts import read_host

@@ -10,7 +10,7 @@ from ..photos.batches import Selection
 from ..photos.sources import readable
 from ..speed.energy import open_meter
 from ..speed.hosts import host_facts, host_subject, measure_hosts
-from ..speed.measure import machine, write_costs
+from ..speed.measure import write_costs
 from ..teachers.open import open_teacher
 from ..util.results import short_names, write_results
 from .bench import DENSE, Bench
@@ -36,7 +36,7 @@ def measure_nearness(bench: Bench, photos: Selection, place: Place, command: str
     rows = fidelity_rows(found, tokens, "+".join(short_names(recipe.photos)), recipe.host)
     count, why = passed_over(photos, next(iter(found.values())))
     facts = {"turns": TURNS, "seed": recipe.seed, "passed_over": count, "first_passed_over": why}
-    write_results(place.fidelity, rows, {"command": command, "device": str(host.model.device), **facts})
+    write_results(place.fidelity, rows, {"command": command, **facts}, host.model.device)
 
 
 def measure_costs(bench: Bench, photos: Selection, path: Path, command: str) -> None:
@@ -49,5 +49,5 @@ def measure_costs(bench: Bench, photos: Selection, path: Path, command: str) -> 
     rows = measure_hosts(
         subjects, 1, facts, repeats=REPEATS, new_tokens=NEW_TOKENS, meter=open_meter(device)
     )  # fmt: skip
-    settings = {"command": command, "host": bench.recipe.host, "repeats": REPEATS, "new_tokens": NEW_TOKENS}
-    write_costs(path, rows, {"settings": settings, "machine": machine(device), "finished": True})
+    settings = {"host": bench.recipe.host, "repeats": REPEATS, "new_tokens": NEW_TOKENS}
+    write_costs(path, rows, {"command": command, "settings": settings, "finished": True}, device)

@@ -22,7 +22,7 @@ from typing import Any
 
 from ..bootstrap.checkpoints import differences
 from ..util.files import check_writable, make_folder, read_json, write_json
-from ..util.results import provenance
+from ..util.provenance import provenance
 
 MARKS = "make.json"
 PACKAGES = ("sfvlm", "torch", "transformers", "pillow")

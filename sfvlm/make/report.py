@@ -60,6 +60,7 @@ def write_report(recipe: Recipe, fit: Fit, photos: Photos, held: HeldBack, place
         commands=list(_commands(recipe, place, verdict, ways)),
         use=shlex.quote(str(place.llava)),
         machine=read_json(place.speed)["machine"],
+        versions=read_json(place.speed)["versions"],
         date=read_json(place.speed)["date"][:10],
         rule={"sooner": SOONER, "near": NEAR, "far": FAR},
         tiles=fit.facts.tiles,
