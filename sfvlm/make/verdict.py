@@ -55,7 +55,7 @@ def judge(ways: Ways) -> Verdict:
             "another",
             f"Take {better.name} instead ({better.about}): its first word comes as soon, {_times(better.sooner)} sooner than now, and it "
             f"is nearer to your LLaVA, {better.divergence.value:.3f} nats a word instead of {sparse.divergence.value:.3f}; "
-            "it needs no training.",
+            "it needs no training, though longer learning may turn that round.",
         )
     if sparse.divergence.value <= NEAR:
         return Verdict("yes", f"Yes: {gain}, and {kept}; {beside}.")
