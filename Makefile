@@ -20,7 +20,7 @@ BESIDE := $(if $(filter clip-tiny,$(TEACHER)),sparseformer-tiny-49)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup integrations test reference oldest browser lint types check pages format docs docs-serve quickstart demo clean
+.PHONY: setup integrations test reference oldest browser lint types check pages format docs docs-serve quickstart demo notebook hooks clean
 
 setup: $(VENV)/installed
 
@@ -109,6 +109,16 @@ quickstart: setup
 # Opens the demo in a browser, offline once it is installed. Your own models: make demo DEMO="--host runs/llava-49"
 demo: setup
 	$(BIN)/python demo/app.py --browser $(DEMO)
+
+# Opens the tour in Jupyter.
+notebook: setup
+	$(BIN)/python -m pip install --quiet --group notebook jupyterlab
+	$(BIN)/jupyter lab notebooks/tour.ipynb
+
+# Lint and types before every commit: .pre-commit-config.yaml.
+hooks: setup
+	$(BIN)/python -m pip install --quiet --group hooks
+	$(BIN)/pre-commit install
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-docs runs site build dist .pytest_cache .ruff_cache

@@ -18,11 +18,15 @@ from sfvlm.look.words import budget_in_words
 # One photo, one word at a time: all that computes with the model shares this queue.
 QUEUE = "model"
 HOUR = 3600  # seconds
+# Inside @media gradio puts the page's own container before each selector, so what lies around it is laid out without.
 STYLE = """
 .gradio-container {max-width: 1180px !important; margin: 0 auto !important}
+.main.fillable {padding: 16px clamp(12px, 4vw, 32px) !important}
 #title {padding: 14px 0 2px}
 #title h1 {margin: 0; font-size: 1.5rem}
-.cost p, .hint p {font-size: .85rem; color: var(--body-text-color-subdued); padding: 0 4px}
+.cost p, .hint p {font-size: .85rem; color: var(--neutral-500); padding: 0 4px}
+.dark .cost p {color: var(--neutral-400)}
+.dark .hint p {color: var(--neutral-400)}
 .verdict p {font-size: 1.05rem; padding: 0 4px}
 #chat button[aria-label="Share"], #chat button[title="Share"] {display: none}
 #chat .placeholder {text-align: center; flex-grow: 0 !important; padding: 22px 0 10px}
@@ -39,6 +43,13 @@ STYLE = """
 .asked .container, .asked img {width: 64px !important; height: 46px !important; border: none !important; object-fit: cover}
 #compare-words .empty {min-height: 90px !important}
 footer {opacity: .6}
+@media (max-width: 640px) {
+  .tab-container button {padding: 0 9px !important}
+  #chat .examples {display: grid !important; grid-template-columns: 1fr 1fr !important; gap: 8px !important; width: 100%}
+  #chat .example {width: auto !important; min-width: 0 !important}
+  #chat .example-image-container {height: 84px}
+  #chat .placeholder {padding: 8px 0}
+}
 """
 
 

@@ -6,7 +6,7 @@ from xml.sax.saxutils import escape
 from .ways import Way, Ways
 
 WIDTH, HEIGHT = 640, 380
-LEFT, RIGHT, TOP, BOTTOM = 58, 128, 16, 46  # room around the field, at the right for names
+LEFT, RIGHT, TOP, BOTTOM = 58, 56, 16, 46  # room around the field, at the right for names
 LINE = 15  # pixels between two names
 CHARACTER = 7  # pixels that one takes, about
 
@@ -16,6 +16,7 @@ class Dot:
     """A way in the field."""
 
     way: Way
+    name: str  # of the dense and the new one; the others have numbers, in the order of the table
     x: float
     y: float
     low: float
@@ -36,14 +37,14 @@ def chart(ways: Ways) -> str:
     def y(nats: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(nats / top, 1.0)
 
-    dots = []
+    dots, names = [], labels(ways)
     for way in drawn:
         value, low, high = (
             (0.0, 0.0, 0.0)
             if way.divergence is None
             else (way.divergence.value, way.divergence.low, way.divergence.high)
         )
-        dots.append(Dot(way, x(way.first_word), y(value), y(low), y(high)))
+        dots.append(Dot(way, names[way.name], x(way.first_word), y(value), y(low), y(high)))
     _part_labels(dots)
     described = "; ".join(_described(way) for way in drawn)
     parts = [
@@ -69,6 +70,12 @@ def chart(ways: Ways) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
+def labels(ways: Ways) -> dict[str, str]:
+    """What each way is called in the drawing: a number, but for the dense one and the new one."""
+    numbers = {way.name: str(number) for number, way in enumerate(ways.others, 1)}
+    return {way.name: numbers.get(way.name, way.name) for way in ways.all}
+
+
 def _drawn(dot: Dot, ways: Ways) -> list[str]:
     kind = "dense" if dot.way is ways.dense else "sparse" if dot.way is ways.sparse else "other"
     size = 5 if kind == "other" else 7
@@ -80,7 +87,7 @@ def _drawn(dot: Dot, ways: Ways) -> list[str]:
     parts.append(f'<circle cx="{dot.x:.1f}" cy="{dot.y:.1f}" r="{size}"/>')
     begin = dot.x + 10
     parts.append(f'<path class="lead" d="M{dot.x + size:.1f} {dot.y:.1f} L{begin:.1f} {dot.label_y:.1f}"/>')
-    parts.append(f'<text x="{begin + 2:.1f}" y="{dot.label_y + 4:.1f}">{escape(dot.way.name)}</text></g>')
+    parts.append(f'<text x="{begin + 2:.1f}" y="{dot.label_y + 4:.1f}">{escape(dot.name)}</text></g>')
     return parts
 
 
@@ -88,7 +95,7 @@ def _part_labels(dots: list[Dot]) -> None:
     """Moves names that would lie on each other apart, downwards from the highest; and all of them up again where room ends."""
     placed: list[tuple[float, float, float]] = []  # left, right, y
     for dot in sorted(dots, key=lambda each: each.y):
-        left, right, height = dot.x + 10, dot.x + 12 + CHARACTER * len(dot.way.name), dot.y
+        left, right, height = dot.x + 10, dot.x + 12 + CHARACTER * len(dot.name), dot.y
         for _ in range(2 * len(dots)):
             above = [
                 other for start, end, other in placed if start < right and left < end and abs(other - height) < LINE

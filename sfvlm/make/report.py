@@ -54,6 +54,7 @@ def write_report(recipe: Recipe, fit: Fit, photos: Photos, held: HeldBack, place
         ways=ways,
         rows=[_row(way, ways) for way in ways.all],
         chart=chart(ways),
+        numbered=[way.name for way in ways.others],
         examples=[_shown(example, place.examples) for example in read_examples(place.examples)],
         costs=list(_costs(recipe, fit, photos, held, place)),
         left_out=list(_left_out(recipe, fit, photos, place)),

@@ -144,4 +144,5 @@ def _machine(bench: Bench) -> str:
     device = bench.dense.model.device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"the CPU with {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"the CPU with {threads} thread{'s' * (threads != 1)}"

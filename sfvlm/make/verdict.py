@@ -6,8 +6,8 @@ The rule, in this order:
 2. A cheap way is nearer beyond chance, and its first word comes as soon: take that one, though its tower may do more work.
 3. Farther from the dense LLaVA than `FAR` nats a word: not yet. Up to `NEAR`: yes. Between: perhaps.
 
-The two bounds are of the shipped LLaVA: at 49 tokens, ways within 0.1 nats a word on photos kept 94 % or more of its scores on five
-benchmarks, and those beyond 0.17 about 80 %. They are a guide and no promise for another LLaVA.
+The two bounds are of the shipped LLaVA: on photos, ways within 0.1 nats a word kept nearly all of its scores on five benchmarks, and those
+beyond 0.2 lost a good part. They are a guide and no promise for another LLaVA.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def judge(ways: Ways) -> Verdict:
             "another",
             f"Take {better.name} instead ({better.about}): its first word comes as soon, {_times(better.sooner)} sooner than now, and it "
             f"is nearer to your LLaVA, {better.divergence.value:.3f} nats a word instead of {sparse.divergence.value:.3f}; "
-            "it needs no training.",
+            "it needs no training, though longer learning may turn that round.",
         )
     if sparse.divergence.value <= NEAR:
         return Verdict("yes", f"Yes: {gain}, and {kept}; {beside}.")

@@ -16,11 +16,11 @@ ABOUT = {
     "larger-patch": "larger patches",
     "stride": "evenly spaced tokens of the dense tower",
     "average": "averages of the dense tower's tokens",
-    "cls-attention": "those the class token attends to (VisionZip)",
-    "diversity": "the most diverse ones (DivPrune)",
-    "merging": "tokens merged early (ToMe)",
-    "merging-decreasing": "fewer merged from block to block (ToMe)",
-    "merging-gradual": "as many merged in every block (ToMe)",
+    "cls-attention": "those that the class token attends to, VisionZip",
+    "diversity": "the most diverse tokens, DivPrune",
+    "merging": "similar tokens merged early, ToMe",
+    "merging-decreasing": "fewer tokens merged from block to block, ToMe",
+    "merging-gradual": "as many tokens merged in every block, ToMe",
 }
 
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from tiny_makes import ALIKE, way, ways
 
-from sfvlm.make.chart import CHARACTER, HEIGHT, LINE, WIDTH, chart
+from sfvlm.make.chart import CHARACTER, HEIGHT, LINE, WIDTH, chart, labels
 from sfvlm.make.ways import Ways
 
 CROWDED = ways(0.05, *(way(f"merging-{number}", 0.05 + number / 1000, difference=ALIKE) for number in range(9)))
@@ -26,7 +26,7 @@ def texts(svg: str, kind: str) -> list[tuple[str, float, float]]:
 def test_every_way_has_its_name_inside_the_drawing_and_no_two_lie_on_each_other(drawn: Ways) -> None:
     svg = chart(drawn)
     names = [name for kind in ("dense", "sparse", "other") for name in texts(svg, kind)]
-    assert sorted(name for name, _, _ in names) == sorted(each.name for each in drawn.all)
+    assert sorted(name for name, _, _ in names) == sorted(labels(drawn).values())
     for name, x, y in names:
         assert 0 <= y <= HEIGHT and x + CHARACTER * len(name) <= WIDTH
     for (one, x, y), (other, other_x, other_y) in itertools.combinations(names, 2):
@@ -49,5 +49,5 @@ def test_nearer_is_lower_and_sooner_is_further_left() -> None:
         for name, dot in dots.items()
         if name and dot is not None
     }
-    assert places["dense"][1] > places["larger-patch"][1] > places["sfvlm"][1] > places["stride"][1]
-    assert places["larger-patch"][0] < places["sfvlm"][0] < places["stride"][0] < places["dense"][0]
+    assert places["dense"][1] > places["2"][1] > places["sfvlm"][1] > places["1"][1]
+    assert places["2"][0] < places["sfvlm"][0] < places["1"][0] < places["dense"][0]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 820, 390])
 def test_the_page_opens_fits_and_asks_for_nothing(
     scheme: Literal["light", "dark"], width: int, made: Path, tmp_path: Path
 ) -> None:

@@ -60,6 +60,16 @@ def test_a_llava_of_tiles_is_made_too_and_the_page_says_what_was_measured_of_the
     assert tokens[0] > 16 and tokens[0] > tokens[1] > 4  # of all tiles
 
 
+def test_the_command_of_the_step_alone_measures_the_same(
+    made: Path, llava: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    towers = [str(made / "tower"), "reduce:stride@4", "reduce:average@4"]
+    flags = ["--only", str(made / "held-back.txt"), "--limit", "0", "--turns", "2", "--device", "cpu"]
+    words = ["--host", str(llava), "--photos", str(photo_folder), "--tower", *towers, *flags]
+    main(["fidelity", *words, "--out", str(tmp_path / "fidelity.json")])
+    assert near(tmp_path) == near(made)
+
+
 def test_a_whole_run_is_not_done_again(
     made: Path, llava: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
