@@ -37,7 +37,7 @@ class PassedOver:
         self.counts.update(other.counts)
         self.first = other.first | self.first
 
-    def sentence(self) -> str:
+    def sentence(self, taken_as: str = "photos") -> str:
         """What is passed over, in one line; nothing where nothing is."""
         if not self.counts:
             return ""
@@ -45,7 +45,7 @@ class PassedOver:
         said = [f"{count} {kind} (such as {self.first[kind]})" for kind, count in kinds[:MOST_KINDS]]
         if rest := kinds[MOST_KINDS:]:
             said.append(f"{sum(count for _, count in rest)} of {len(rest)} other kinds")
-        return f"Passed over, because they are not read as photos: {', '.join(said)}."
+        return f"Passed over, because they are not read as {taken_as}: {', '.join(said)}."
 
 
 def kind_of(name: str) -> str:
