@@ -143,9 +143,7 @@ def open_masked(source: str | Path, *, reduce_labels: bool = False, num_classes:
             f"No photo of {source} has a mask: give shards of KEY.jpg and KEY.png, a folder with images/ and masks/, or a dataset "
             f"on disk with a column of masks. {told}".rstrip()
         )
-    return MaskedPhotos(
-        found.pairs, (str(source),), reduce_labels, num_classes, found.class_names, found.passed_over
-    )
+    return MaskedPhotos(found.pairs, (str(source),), reduce_labels, num_classes, found.class_names, found.passed_over)
 
 
 class Checked(NamedTuple):
@@ -235,7 +233,9 @@ def read_mask(data: bytes, *, reduce_labels: bool = False) -> Mask:
         if kind == "JPEG":
             raise ValueError("it is a JPEG, which changes the numbers of classes: save masks as PNG")
         if mode not in MODES:
-            raise ValueError(f"its pixels are colours, {mode}, and must be numbers of classes: save it with one channel")
+            raise ValueError(
+                f"its pixels are colours, {mode}, and must be numbers of classes: save it with one channel"
+            )
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} is more than {MAX_PIXELS} pixels")
         mask = np.asarray(image).astype(np.int32)

@@ -49,11 +49,13 @@ class Tally:
             ValueError: The two differ in size, or an index is none of the classes.
         """
         if predicted.shape != true.shape:
-            raise ValueError(f"The map is {_size(predicted)} and its mask {_size(true)}: scores are taken at the mask's size.")
+            raise ValueError(
+                f"The map is {_size(predicted)} and its mask {_size(true)}: scores are taken at the mask's size."
+            )
         asked = true != IGNORED
         ours, theirs = predicted[asked].astype(np.int64), true[asked].astype(np.int64)
         for what, values in (("map", ours), ("mask", theirs)):
-            if values.size and not (0 <= values.min() and values.max() < self.num_classes):
+            if values.size and not (values.min() >= 0 and values.max() < self.num_classes):
                 worst = int(values.max() if values.max() >= self.num_classes else values.min())
                 raise ValueError(f"The {what} has the index {worst}, and there are {self.num_classes} classes, from 0.")
         self.right.append(np.bincount(theirs[ours == theirs], minlength=self.num_classes))
@@ -108,7 +110,9 @@ def scores(tally: Tally, resamples: int = RESAMPLES, seed: int = 0) -> Scores:
     if not occur.any():
         raise ValueError(f"Every pixel of the {len(tally)} masks is {IGNORED}, which is ignored.")
     iou, accuracy = _iou(total), _ratio(total[0], total[2])
-    drawn = np.concatenate([_iou(each)[:, occur] for each in _drawings(counts, resamples, seed)])  # (R, classes that occur)
+    drawn = np.concatenate(
+        [_iou(each)[:, occur] for each in _drawings(counts, resamples, seed)]
+    )  # (R, classes that occur)
     return Scores(
         miou=interval(float(iou[occur].mean()), _mean(drawn)),
         miou_of_named=float(np.nanmean(iou)),

@@ -126,9 +126,13 @@ def pairs_of(parts: Sequence[Path | Scenes]) -> Pairs:
             named |= {read_classes(file).names for file in beside(shards, "classnames.txt")}
         elif path.is_dir():
             pictures += _in_folder(path, number, passed)
-            named |= {read_classes(file).names for file in (path / "classnames.txt", path / "classes.txt") if file.is_file()}
+            named |= {
+                read_classes(file).names for file in (path / "classnames.txt", path / "classes.txt") if file.is_file()
+            }
         else:
-            raise ValueError(f"{path} is no source of photos and masks: give a folder, a .tar shard, or a dataset on disk.")
+            raise ValueError(
+                f"{path} is no source of photos and masks: give a folder, a .tar shard, or a dataset on disk."
+            )
     pairs += _paired(pictures, passed)
     return Pairs(pairs, passed, named.pop() if len(named) == 1 else None)
 
@@ -151,7 +155,9 @@ def _in_shard(path: Path, part: int) -> Iterator[_Picture]:
                 # Shards may number their samples alike: the shard belongs to the name until nothing there fits.
                 yield _Picture(part, f"{path.name}:{name.lstrip('/')}", name.lstrip("/"), f".{last}", rank, place)
     except tarfile.ReadError as error:
-        raise ValueError(f"{path} is not a whole, plain tar archive ({error}): get it again, or decompress it.") from error
+        raise ValueError(
+            f"{path} is not a whole, plain tar archive ({error}): get it again, or decompress it."
+        ) from error
 
 
 def _in_folder(root: Path, part: int, passed: PassedOver) -> Iterator[_Picture]:
@@ -179,7 +185,9 @@ def _on_disk(root: Path, name: str, part: int, *, is_mask: bool) -> _Picture:
         elif lower not in PHOTO_FOLDERS:
             kept.append(folder)
     plain, rank = _without_ending(stem)
-    return _Picture(part, f"{root.name}/{name}", "/".join([*kept, plain]), suffix, rank if is_mask else None, OnDisk(root / name))
+    return _Picture(
+        part, f"{root.name}/{name}", "/".join([*kept, plain]), suffix, rank if is_mask else None, OnDisk(root / name)
+    )
 
 
 def _without_ending(stem: str) -> tuple[str, int]:
@@ -214,7 +222,9 @@ def _in_table(path: Path, passed: PassedOver) -> Iterator[Pair]:
     named = [name for name in masks if name.lower() in (*MASK_WORDS, *MASK_FOLDERS)]
     if len(masks) != 1 and len(named) != 1:
         found = f"the columns of images {', '.join(images)}"
-        raise ValueError(f"{path} has {found}, and one of photos and one of masks are wanted: call them image and mask.")
+        raise ValueError(
+            f"{path} has {found}, and one of photos and one of masks are wanted: call them image and mask."
+        )
     column = named[0] if len(named) == 1 else masks[0]
     raw = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False)).with_format(None)
     for index in range(len(raw)):

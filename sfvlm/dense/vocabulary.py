@@ -38,7 +38,9 @@ GAUSSIAN_STD = 5.0  # patches; NACLIP, section 4
 SCALE = 40.0  # of cosines before the softmax; the default of SCLIP's and NACLIP's repositories
 
 
-def last_block(block: Block, hidden: Tensor, way: Way, centers: Tensor, class_tokens: int) -> Tensor:
+def last_block(
+    block: Block, hidden: Tensor, way: Way, centers: Tensor, class_tokens: int, bias: Tensor | None = None
+) -> Tensor:
     """What a changed last block makes of each image token.
 
     Args:
@@ -47,6 +49,8 @@ def last_block(block: Block, hidden: Tensor, way: Way, centers: Tensor, class_to
         way: One of `WAYS`.
         centers: (B, N, 2) or (1, N, 2), where the tokens look, in patches of the dense tower. Only `naclip` asks for it.
         class_tokens: 1 or 0.
+        bias: (1, heads, class_tokens + N, class_tokens + N), added to the scores of every attention: what a token stands for
+            beside itself (`sfvlm.encoder.blocks.ProportionalAttention`). None adds nothing.
 
     Returns:
         (B, N, D).
@@ -57,18 +61,23 @@ def last_block(block: Block, hidden: Tensor, way: Way, centers: Tensor, class_to
     if way not in WAYS:
         raise ValueError(f"There is no way {way!r} to open-vocabulary maps; the ways are {', '.join(WAYS)}.")
     query, key, value = block.attn.heads(block.norm1(hidden))  # each (B, heads, 1 + N, D / heads)
-    scale = query.shape[-1] ** -0.5
+    added: Tensor | float = 0.0 if bias is None else bias.to(query.dtype)
+
+    def attend(one: Tensor, other: Tensor) -> Tensor:
+        return (query.shape[-1] ** -0.5 * one @ other.mT + added).softmax(dim=-1)
+
     if way == "clip":
-        read = (scale * query @ key.mT).softmax(-1) @ value
+        read = attend(query, key) @ value
     elif way == "maskclip":
         read = value
     elif way == "sclip":
-        read = ((scale * query @ query.mT).softmax(-1) + (scale * key @ key.mT).softmax(-1)) @ value
+        read = (attend(query, query) + attend(key, key)) @ value
     elif way == "clearclip":
-        read = (scale * query @ query.mT).softmax(-1) @ value
+        read = attend(query, query) @ value
     else:
         near = F.pad(nearness(centers), (class_tokens, 0, class_tokens, 0))  # the class token is near to none
-        read = (scale * key @ key.mT + near[:, None].to(key.dtype)).softmax(-1) @ value
+        added = added + near[:, None].to(key.dtype)
+        read = attend(key, key) @ value
     out = block.attn.proj(read.transpose(1, 2).flatten(2))
     if way in ("clip", "maskclip", "sclip"):
         out = out + hidden
@@ -89,7 +98,9 @@ def shared_space(head: Head, tokens: Tensor) -> Tensor:
         ValueError: The tower has no projection into a space of texts, or pools by attention (SigLIP).
     """
     if head.attention_pool is not None:
-        raise ValueError("The tower pools by attention, as SigLIP does: its tokens by themselves are not in the space of texts.")
+        raise ValueError(
+            "The tower pools by attention, as SigLIP does: its tokens by themselves are not in the space of texts."
+        )
     if head.projection is None:
         raise ValueError("The tower has no projection into a space that it shares with texts: give a CLIP.")
     return F.normalize(head.projection(head.norm(tokens)).float(), dim=-1)
@@ -117,7 +128,9 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if self.threshold and self.background is None:
-            raise ValueError(f"The threshold is {self.threshold}, and there is no background class for what is below it.")
+            raise ValueError(
+                f"The threshold is {self.threshold}, and there is no background class for what is below it."
+            )
         if self.texts.shape[1] != len(self.owner):
             raise ValueError(f"There are {self.texts.shape[1]} texts and classes for {len(self.owner)}.")
 

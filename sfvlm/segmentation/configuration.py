@@ -55,7 +55,9 @@ class SegmenterConfig(PreTrainedConfig):
         if self.map not in get_args(MapKind):
             raise ValueError(f"map is {self.map!r}; it is one of {', '.join(get_args(MapKind))}.")
         if (self.map == "guided") != (self.guide_config is not None):
-            raise ValueError(f"map is {self.map!r}, and guide_config is {self.guide_config!r}: a guided map has one, others none.")
+            raise ValueError(
+                f"map is {self.map!r}, and guide_config is {self.guide_config!r}: a guided map has one, others none."
+            )
         if self.map == "guided" and self.tower != "sparse":
             raise ValueError(f"map is 'guided', and the tower is {self.tower}: the guide is for sparse ones.")
         kind = ReducedTowerConfig if self.tower == "reduced" else SparseFormerConfig

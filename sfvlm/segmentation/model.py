@@ -17,7 +17,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from ..alternatives.towers import ReducedTower
-from ..dense.maps import Backbone
+from ..dense.guide import Guide
 from ..dense.probe import LinearHead, segmentation_loss
 from ..encoder.blocks import as_asked, check_pixels
 from ..encoder.folder import image_processor
@@ -51,7 +51,7 @@ class SparseFormerForSemanticSegmentation(PreTrainedModel):
         tower: Tower,
         class_names: Sequence[str],
         *,
-        guide: nn.Module | None = None,
+        guide: Guide | None = None,
         num_tokens: int | None = None,
         reduce_labels: bool = False,
     ) -> "SparseFormerForSemanticSegmentation":
@@ -75,7 +75,7 @@ class SparseFormerForSemanticSegmentation(PreTrainedModel):
             tower_config=tower.config.to_dict(),  # type: ignore[union-attr]
             num_tokens=num_tokens,
             map="boxes" if guide is None else "guided",
-            guide_config=None if guide is None else guide.config.to_dict(),  # type: ignore[union-attr,operator]
+            guide_config=None if guide is None else guide.config.to_dict(),
             reduce_labels=reduce_labels,
             id2label=dict(enumerate(class_names)),
             label2id={name: number for number, name in enumerate(class_names)},
@@ -173,8 +173,7 @@ def label_names(config: SegmenterConfig) -> tuple[str, ...]:
     return tuple(labels[number] for number in range(config.num_labels))
 
 
-__all__ = ["Backbone", "SparseFormerForSemanticSegmentation", "label_names", "processor_of"]
-
 AutoModelForSemanticSegmentation.register(SegmenterConfig, SparseFormerForSemanticSegmentation, exist_ok=True)
 # What `register` leaves out, and pipeline("image-segmentation") goes by when it says which models it knows.
-MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[SegmenterConfig.model_type] = SparseFormerForSemanticSegmentation.__name__
+_KNOWN: dict[str, Any] = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES  # pyright: ignore[reportAssignmentType]
+_KNOWN[SegmenterConfig.model_type] = SparseFormerForSemanticSegmentation.__name__
