@@ -21,14 +21,10 @@ from typing import Any, NamedTuple, Protocol
 
 from ..photos.class_names import read_classes
 from ..photos.decode import IMAGE_SUFFIXES, read_regular
-from ..photos.folders import PassedOver, image_names, is_of_system
+from ..photos.folders import MASK_FOLDERS, PHOTO_FOLDERS, PassedOver, image_names, is_of_system
 from ..photos.paths import Scenes, beside, is_hugging_face, only_split, shards_of
 from ..photos.tables import HuggingFacePhotos
 
-PHOTO_FOLDERS = ("images", "image", "imgs", "img", "photos", "jpegimages", "leftimg8bit")
-MASK_FOLDERS = (
-    "masks", "mask", "annotations", "annotation", "labels", "label", "segmentationclass", "segmentationclassaug", "gtfine", "gt",
-)  # fmt: skip
 MASK_WORDS = ("mask", "seg", "label", "labels", "annotation", "segmentation", "segmentation_map")  # as in KEY.mask.png
 # Of several masks of a photo, the one whose ending comes first. Cityscapes and CamVid name them so.
 ENDINGS = ("_labeltrainids", "_gtfine_labeltrainids", "_mask", "_seg", "_label", "_gt", "_p", "_l", "_leftimg8bit")
@@ -253,16 +249,17 @@ def _paired(pictures: Iterable[_Picture], passed: PassedOver) -> list[Pair]:
             lost += masks
     for picture in lost + [each for each in bare if lossless[each.part]]:
         alone.setdefault(picture.name, []).append(picture)
-    taken: set[str] = set()
+    taken, of_masks = set[str](), set[int]()
     for photo in bare:
         others = [each for each in alone.get(photo.name, []) if each.part != photo.part]
         if len(others) == 1 and photo.key not in taken and not (lossless[photo.part] and others[0].rank is None):
             pairs.append(Pair(photo.key, photo.place, others[0].place))
             taken |= {photo.key, others[0].key}
-    for what, left in (("photos without a mask", bare), ("masks without a photo", lost)):
-        for picture in left:
-            if picture.key not in taken:
-                passed.add(what, picture.key)
+            of_masks.add(others[0].part)
+    for picture in bare + lost:
+        if picture.key not in taken:
+            is_mask = picture.rank is not None or (picture.part in of_masks and lossless[picture.part])
+            passed.add("masks without a photo" if is_mask else "photos without a mask", picture.key)
     return pairs
 
 

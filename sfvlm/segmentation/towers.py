@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..alternatives.configuration import ReducedTowerConfig
 from ..alternatives.methods import grid_of
 from ..alternatives.towers import ReducedTower
-from ..dense.guide import Guide, GuideConfig
+from ..dense.guide import Guide, GuideConfig, guided_map
 from ..dense.maps import dense_map, reduced_map, teacher_map
 from ..encoder.configuration import SparseFormerConfig
 from ..encoder.sparseformer import SparseFormerModel
@@ -39,9 +39,9 @@ class MapOf(nn.Module):
             return teacher_map(tower, pixels)
         if isinstance(tower, ReducedTower):
             return reduced_map(tower, pixels, grid_of(tower.config.dense, pixels))
-        output = tower(pixels, num_tokens=self.num_tokens, return_dict=True)
         if self.guide is not None:
-            return self.guide(output, pixels, tower.head.norm)
+            return guided_map(tower, self.guide, pixels, self.num_tokens)
+        output = tower(pixels, num_tokens=self.num_tokens, return_dict=True)
         grid = tower.config.teacher_grid
         return dense_map(output, (grid, grid), norm=tower.head.norm)
 
