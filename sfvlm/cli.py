@@ -16,6 +16,7 @@ Options = TypeVar("Options")
 # when it is asked for: the action, which needs torch, when the flags have been read.
 COMMANDS = {
     "bootstrap": ("BootstrapCommand", "bootstrap_command"),
+    "guide": ("GuideCommand", "guide_command"),
     "zeroshot": ("ZeroShotCommand", "zeroshot_command"),
     "swap": ("SwapCommand", "swap_command"),
     "vqa": ("VqaCommand", "vqa_command"),

@@ -247,8 +247,10 @@ class Guide(PreTrainedModel):
             if number < len(self.attending):
                 cells = self.attending[number](cells, memory)
             cells = mixing(cells, size)
-        guess = nearness(boxes, size, region).to(tokens.dtype) @ ((tokens - self.mean) / self.std)
-        return as_map(self.first_guess(guess) + self.missing(self.norm(cells)), size)
+        # A linear layer of an average is the average of what the layer says of each token, of which there are fewer than cells.
+        guess = self.first_guess((tokens - self.mean) / self.std)
+        near = nearness(boxes, size, region).to(guess.dtype)
+        return as_map(near @ guess + self.missing(self.norm(cells)), size)
 
     def scale(self, dense: Tensor) -> Tensor:
         """The teacher's map in the units of `scaled`: (B, D, h, w) -> (B, D, h, w)."""

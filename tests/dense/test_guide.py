@@ -9,8 +9,9 @@ from tiny import randomize, tiny_config, tiny_model
 
 import sfvlm.dense.views as views
 from sfvlm.dense.guide import Backbone, Guide, GuideConfig, choosing, guided_map
-from sfvlm.dense.learning import GuideOptions, train_guide
+from sfvlm.dense.learning import train_guide
 from sfvlm.dense.maps import as_map, nearness
+from sfvlm.dense.options import GuideOptions
 from sfvlm.photos.sources import open_photos
 from sfvlm.teachers.open import DenseTransformer, Teacher
 
