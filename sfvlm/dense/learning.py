@@ -27,7 +27,7 @@ from ..teachers.open import Teacher
 from ..util.console import say
 from ..util.files import append_text, make_folder, replacing, replacing_inside
 from ..util.tensors import tensor_hash
-from .guide import Guide, GuideConfig
+from .guide import GUIDE, Guide, GuideConfig
 from .maps import as_map, nearness
 from .options import GuideOptions
 from .views import CHUNK, Lesson, chunk_budgets, make_lessons, read_lesson
@@ -164,8 +164,8 @@ def evaluate_guide(guide: Guide, lesson: Lesson, model: SparseFormerModel) -> di
 
 def save_guide(guide: Guide, out: Path, facts: dict[str, Any]) -> None:
     """Writes `guide/` into a folder, whole or not at all: the weights, and `guide.json` that says how they were made."""
-    make_folder(out / "guide")
-    with replacing_inside(out / "guide") as folder:
+    make_folder(out / GUIDE)
+    with replacing_inside(out / GUIDE) as folder:
         guide.save_pretrained(folder)
         (folder / "guide.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
