@@ -27,8 +27,12 @@ COMMANDS = {
     "boxes": ("BoxesCommand", "boxes_command"),
     "focus": ("FocusCommand", "focus_command"),
     "onnx": ("OnnxCommand", "onnx_command"),
+    "train-segmentation": ("TrainSegmentationCommand", "train_segmentation_command"),
+    "segmentation": ("SegmentationCommand", "segmentation_command"),
+    "segment": ("SegmentCommand", "segment_command"),
     "zoo": ("ZooCommand", "zoo_command"),
 }
+PIXELS = ("train-segmentation", "segmentation", "segment")  # in a room of their own, `sfvlm.commands.pixels`
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         for known in COMMANDS:
-            say(f"sfvlm {known:<10} {(_options(known).__doc__ or '').splitlines()[0]}")
+            say(f"sfvlm {known:<18} {(_options(known).__doc__ or '').splitlines()[0]}")
     elif name in COMMANDS:
         command(name, rest)
     else:
@@ -48,13 +52,15 @@ def command(name: str, arguments: list[str] | None = None) -> None:
     """One of `COMMANDS`, with its flags: by default those of the process, for a script that is this command."""
 
     def action(parsed: Any) -> None:
-        getattr(importlib.import_module(f"sfvlm.commands.{name}"), COMMANDS[name][1])(parsed)
+        folder = "sfvlm.commands.pixels" if name in PIXELS else "sfvlm.commands"
+        getattr(importlib.import_module(f"{folder}.{name.replace('-', '_')}"), COMMANDS[name][1])(parsed)
 
     run(action, _options(name), arguments)
 
 
 def _options(name: str) -> type:
-    return getattr(importlib.import_module(f"sfvlm.commands.options.{name}"), COMMANDS[name][0])
+    module = "sfvlm.commands.pixels.options" if name in PIXELS else f"sfvlm.commands.options.{name}"
+    return getattr(importlib.import_module(module), COMMANDS[name][0])
 
 
 def run(action: Callable[[Any], None], options: type[Options], arguments: list[str] | None = None) -> None:

@@ -1,0 +1,98 @@
+"""The flags of `sfvlm segmentation`, `sfvlm train-segmentation` and `sfvlm segment`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...segmentation.options import SegmentationOptions
+
+
+@dataclass(frozen=True)
+class SegmentationCommand:
+    """Measure what models say of each pixel, beside the dense tower and the cheap ways to as few tokens."""
+
+    model: list[str]
+    """Trained segmentation models; or SparseFormer folders and names of `sfvlm zoo`, with --train or --names."""
+    data: str
+    """Photos with masks: shards of KEY.jpg and KEY.png, a folder with images/ and masks/, a dataset on disk, or photos::masks."""
+    train: str | None = None
+    """Photos with masks to fit a linear probe to: one for each tower that is no segmentation model, and for each control."""
+    names: str | None = None
+    """Maps from class names alone: a file with a line a class, names of one class parted by commas; or voc, coco-objects, camvid."""
+    ways: list[str] = field(default_factory=lambda: ["maskclip", "sclip", "clearclip", "naclip"])
+    """With --names: how the last block is changed. clip leaves it as it is."""
+    threshold: float = 0.0
+    """With --names: a pixel whose best class is less probable than this is background, class 0."""
+    teacher: str | None = None
+    """The dense tower beside them; default the one that MODEL/bootstrap.json names."""
+    controls: bool = False
+    """Also measure every cheap way to as few tokens."""
+    num_tokens: list[int] = field(default_factory=list)
+    """Budgets; default each model's own."""
+    classes: Path | None = None
+    """A file of class names, one a line or JSON; default the data's own, or numbers."""
+    reduce_labels: bool = False
+    """Masks have 0 for no class and 1 for the first, as ADE20K's."""
+    shortest: int | None = None
+    """See each photo in windows: the side in pixels that its shorter side is made to. Default: the whole photo at once."""
+    stride: int = 112
+    """With --shortest: pixels from one window to the next."""
+    epochs: int = 40
+    """Of a linear probe."""
+    limit: int | None = None
+    """At most so many photos of --data, spread evenly."""
+    overlays: int = 0
+    """Draw so many photos with what each model sees, as PNG beside --out."""
+    batch_size: int = 16
+    """Photos encoded at once."""
+    device: str | None = None
+    """Default cuda where there is one."""
+    out: Path | None = None
+    """A .json file to write; the folder of that name gets a file a row."""
+
+
+@dataclass(frozen=True)
+class TrainSegmentationCommand:
+    """Train a segmentation model: a linear probe on a frozen tower, or both, from photos with masks."""
+
+    train: str
+    """Photos with masks to learn from, as `sfvlm segmentation --data` takes them."""
+    val: str
+    """Photos with masks to measure on."""
+    out: Path
+    """Receives the model, and checkpoints along the way."""
+    model: str = "sparseformer-tiny-49"
+    """The tower: a SparseFormer (folder or name of `sfvlm zoo`), or a teacher as bootstrapping takes it, which stays dense."""
+    boxes_alone: bool = False
+    """Make the map from boxes alone, though the model has a guide."""
+    num_tokens: int | None = None
+    """Budget; default the model's own."""
+    classes: Path | None = None
+    """A file of class names, one a line or JSON; default what the source calls them, or numbers."""
+    reduce_labels: bool = False
+    """Masks have 0 for no class and 1 for the first, as ADE20K's."""
+    resume: bool = False
+    """Continue an interrupted run."""
+    training: SegmentationOptions = field(default_factory=SegmentationOptions)
+    """How it is trained."""
+
+
+@dataclass(frozen=True)
+class SegmentCommand:
+    """Draw what each pixel of a photo shows, from class names that you give or by a trained model."""
+
+    photo: str
+    """An image file, or scenes:1:SEED for a rendered one."""
+    out: Path
+    """The picture to write."""
+    names: list[str] = field(default_factory=list)
+    """Classes, the names of one parted by commas: cat "grass, lawn" sky. None for a model that was trained with its own."""
+    model: str = "sparseformer-tiny-49"
+    """A SparseFormer that was made from a CLIP, or a trained segmentation model."""
+    teacher: str | None = None
+    """The dense tower beside it, with the text tower; default the one that MODEL/bootstrap.json names."""
+    way: str = "sclip"
+    """How the last block is changed: clip, maskclip, sclip, clearclip or naclip."""
+    threshold: float = 0.0
+    """A pixel whose best class is less probable than this is left as it is."""
+    num_tokens: int | None = None
+    """Budget; default the model's own."""

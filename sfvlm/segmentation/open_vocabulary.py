@@ -1,0 +1,114 @@
+"""Maps from class names alone: a CLIP, dense or sparse, and its text tower. Nothing is trained.
+
+names -> texts in templates -> `Vocabulary`
+pixels -> tower -> its last block changed (sfvlm.dense.vocabulary) -> map in the space of texts -> cosines (B, T, h, w)
+"""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..alternatives.methods import grid_of
+from ..dense.guide import Guide, choosing
+from ..dense.maps import as_map, cell_centers, coverage, dense_map, nearness, patch_map
+from ..dense.vocabulary import Vocabulary, Way, block_of, last_block, owners, shared_space
+from ..encoder import roi
+from ..encoder.sparseformer import SparseFormerModel, SparseFormerOutput
+from ..evaluate.texts import TextEncoder, imagenet_templates
+from ..teachers.open import DenseTransformer
+from .names import Names
+
+SHARPNESS = 10.0  # of cosines between a guide's cells and its map in the tokens' boxes
+DISTANCE = 0.25  # how much of the distance between them counts beside
+
+
+def vocabulary(text: TextEncoder, names: Names, *, threshold: float = 0.0, scale: float = 40.0) -> Vocabulary:
+    """Class names as a text tower has them, in CLIP's 80 templates; class 0 is the background where there is a threshold."""
+    listed, owner = owners(names)
+    background = 0 if threshold else None
+    return Vocabulary(text.classifier(listed, imagenet_templates()), owner, len(names), background, threshold, scale)
+
+
+def spread(vectors: Tensor, boxes: Tensor, dense: Tensor, sharpness: float = SHARPNESS) -> Tensor:
+    """Each cell the mean of the tokens that lie in what is most like it, by a map of the photo.
+
+    Args:
+        vectors: (B, N, E), one a token.
+        boxes: (B, N, 4), where they look.
+        dense: (B, D, h, w) of any width: a guide's, which says what belongs together.
+        sharpness: Of the cosines.
+
+    Returns:
+        (B, E, h, w).
+    """
+    size = (dense.shape[-2], dense.shape[-1])
+    flat = dense.float().flatten(2).transpose(1, 2)  # (B, h * w, D)
+    flat = F.normalize(flat - flat.mean(dim=1, keepdim=True), dim=-1)
+    cover = coverage(boxes, size)  # (B, h * w, N)
+    held = cover / cover.sum(dim=1, keepdim=True).clamp(min=1e-6)
+    tokens = F.normalize(held.mT @ flat, dim=-1)  # (B, N, D) what lies in each box
+    alike = sharpness * flat @ tokens.mT + nearness(boxes, size).clamp(min=1e-6).log() * DISTANCE
+    return as_map(alike.softmax(dim=-1).to(vectors.dtype) @ vectors, size)
+
+
+class NamedMap(nn.Module):
+    """How near each cell is to each name: (B, 3, H, W) -> (B, T, h, w).
+
+    Args:
+        tower: A CLIP's dense tower, or a SparseFormer made from it.
+        vocabulary: Of the same CLIP's text tower.
+        way: How the last block is changed.
+        num_tokens: Budget of a sparse tower; None for its own.
+        guide: Of a sparse tower: its map says which tokens each cell belongs to. Without one, boxes alone do.
+
+    Raises:
+        ValueError: The tower shares no space with texts.
+    """
+
+    def __init__(
+        self,
+        tower: DenseTransformer | SparseFormerModel,
+        vocabulary: Vocabulary,
+        way: Way,
+        num_tokens: int | None = None,
+        guide: Guide | None = None,
+    ) -> None:
+        super().__init__()
+        self.tower, self.vocabulary, self.num_tokens, self.guide = tower, vocabulary, num_tokens, guide
+        self.way: Way = way
+        self.has_cls_token = tower.config.has_cls_token
+        shared_space(tower.head, torch.zeros(1, 1, tower.config.hidden_size, device=next(tower.parameters()).device))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.vocabulary.similarities(self.features(pixels))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """The map in the space of texts: (B, 3, H, W) -> (B, E, h, w)."""
+        tower, config = self.tower, self.tower.config
+        grid = config.teacher_grid
+        if isinstance(tower, DenseTransformer):
+            size = grid_of(config, pixels)
+            hidden = tower(pixels).hidden_states[-2]
+            centers = cell_centers(size, pixels.device)[None] * torch.tensor(size[::-1], device=pixels.device)
+            return patch_map(self._vectors(hidden, centers, None), size)
+        guide = self.guide
+        with nullcontext() if guide is None else choosing(tower, guide):
+            output: Any = tower(pixels, num_tokens=self.num_tokens, output_hidden_states=True, return_dict=True)
+        boxes, hidden = output.token_rois[-1], output.hidden_states[-2]
+        bias = None
+        if tower.proportional is not None:
+            proportion = tower.proportional([hidden.shape[1]] * config.num_hidden_layers)[-1]
+            bias = None if proportion is None else proportion.bias
+        vectors = self._vectors(hidden, roi.centers(boxes) * grid, bias)
+        if guide is None:
+            return dense_map(SparseFormerOutput(last_hidden_state=vectors, token_rois=output.token_rois), (grid, grid))
+        return spread(vectors, boxes, guide(output, pixels, tower.head.norm))
+
+    def _vectors(self, hidden: Tensor, centers: Tensor, bias: Tensor | None) -> Tensor:
+        """Each token in the space of texts: (B, [1 +] N, D) -> (B, N, E)."""
+        tower = self.tower
+        tokens = last_block(block_of(tower), hidden, self.way, centers, int(self.has_cls_token), bias)
+        return shared_space(tower.head, tokens)
