@@ -9,4 +9,4 @@ Continue an interrupted run by the same command with --resume.
 from sfvlm.cli import command
 
 if __name__ == "__main__":
-    command("guide")
+    command("train-guide")

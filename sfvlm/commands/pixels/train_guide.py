@@ -2,20 +2,20 @@
 
 from pathlib import Path
 
-from ..dense.guide import GuideConfig
-from ..dense.learning import train_guide
-from ..encoder.folder import open_student
-from ..teachers.open import open_teacher
-from ..teachers.student import check_descent
-from ..util.console import say
-from ..util.devices import usable_device
-from ..util.files import read_json
-from ..zoo.names import resolve
-from .opening import open_and_say
-from .options.guide import GuideCommand
+from ...dense.guide import GuideConfig
+from ...dense.learning import train_guide
+from ...encoder.folder import open_student
+from ...teachers.open import open_teacher
+from ...teachers.student import check_descent
+from ...util.console import say
+from ...util.devices import usable_device
+from ...util.files import read_json
+from ...zoo.names import resolve
+from ..opening import open_and_say
+from .options import TrainGuideCommand
 
 
-def guide_command(command: GuideCommand) -> None:
+def train_guide_command(command: TrainGuideCommand) -> None:
     """Opens the SparseFormer, its teacher and the photos, trains the guide, and says where it is."""
     folder = Path(resolve(command.model))
     if command.out is None and str(folder) != command.model:
