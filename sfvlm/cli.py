@@ -26,12 +26,18 @@ COMMANDS = {
     "boxes": ("BoxesCommand", "boxes_command"),
     "focus": ("FocusCommand", "focus_command"),
     "onnx": ("OnnxCommand", "onnx_command"),
+    "train-guide": ("TrainGuideCommand", "train_guide_command"),
     "train-segmentation": ("TrainSegmentationCommand", "train_segmentation_command"),
     "segmentation": ("SegmentationCommand", "segmentation_command"),
     "segment": ("SegmentCommand", "segment_command"),
     "zoo": ("ZooCommand", "zoo_command"),
 }
-PIXELS = ("train-segmentation", "segmentation", "segment")  # in a room of their own, `sfvlm.commands.pixels`
+PIXELS = (
+    "train-guide",
+    "train-segmentation",
+    "segmentation",
+    "segment",
+)  # in a room of their own, `sfvlm.commands.pixels`
 
 
 def main(arguments: list[str] | None = None) -> None:

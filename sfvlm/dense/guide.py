@@ -11,6 +11,7 @@ Shapes: B batch, N tokens, M context tokens, D width of the encoder, W of the gu
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -23,7 +24,11 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..encoder import roi
 from ..encoder.configuration import SparseFormerConfig
 from ..encoder.sparseformer import SparseFormerModel, SparseFormerOutput
+from ..util.errors import reason
+from ..util.tensors import check_loaded
 from .maps import as_map, cell_centers, coverage, dense_map, image_tokens, nearness
+
+GUIDE = "guide"  # its folder, in the one of its encoder
 
 
 class GuideConfig(PreTrainedConfig):
@@ -247,8 +252,10 @@ class Guide(PreTrainedModel):
             if number < len(self.attending):
                 cells = self.attending[number](cells, memory)
             cells = mixing(cells, size)
-        guess = nearness(boxes, size, region).to(tokens.dtype) @ ((tokens - self.mean) / self.std)
-        return as_map(self.first_guess(guess) + self.missing(self.norm(cells)), size)
+        # A linear layer of an average is the average of what the layer says of each token, of which there are fewer than cells.
+        guess = self.first_guess((tokens - self.mean) / self.std)
+        near = nearness(boxes, size, region).to(guess.dtype)
+        return as_map(near @ guess + self.missing(self.norm(cells)), size)
 
     def scale(self, dense: Tensor) -> Tensor:
         """The teacher's map in the units of `scaled`: (B, D, h, w) -> (B, D, h, w)."""
@@ -302,6 +309,29 @@ class Guide(PreTrainedModel):
             init.copy_(module.first_guess.weight, torch.eye(self.config.encoder_size))
             init.zeros_(module.mean)
             init.ones_(module.std)
+
+
+def open_guide(folder: Path, encoder: SparseFormerConfig) -> Guide | None:
+    """The guide in a SparseFormer's folder, in 32 bits whatever it is kept in; None where there is none.
+
+    Raises:
+        ValueError: Its tensors are not those of its configuration, or it is of an encoder of another width.
+    """
+    folder = folder / GUIDE
+    if not (folder / "config.json").is_file():
+        return None
+    try:
+        opened: Any = Guide.from_pretrained(folder, output_loading_info=True)
+    except Exception as error:  # readers of damaged files raise their own kinds
+        raise ValueError(f"The guide in {folder} cannot be opened: {reason(error)}") from error
+    guide, info = opened
+    check_loaded(info, f"in {folder}")
+    if guide.config.encoder_size != encoder.hidden_size:
+        raise ValueError(
+            f"The guide in {folder} is of an encoder of {guide.config.encoder_size} features, and this one has "
+            f"{encoder.hidden_size}: train one for it (scripts/train_guide.py)."
+        )
+    return guide.float().eval()
 
 
 class Backbone(nn.Module):

@@ -6,11 +6,12 @@ A step depends on (options, step number) alone, so on a CPU a run that was kille
 not. Everything that is written is whole or absent.
 """
 
+import copy
 import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,40 +27,10 @@ from ..teachers.open import Teacher
 from ..util.console import say
 from ..util.files import append_text, make_folder, replacing, replacing_inside
 from ..util.tensors import tensor_hash
-from .guide import Guide, GuideConfig
+from .guide import GUIDE, Guide, GuideConfig
 from .maps import as_map, nearness
+from .options import GuideOptions
 from .views import CHUNK, Lesson, chunk_budgets, make_lessons, read_lesson
-
-BUDGETS = (16, 25, 36, 49, 64, 100, 144, 196)
-
-
-@dataclass(frozen=True)
-class GuideOptions:
-    """How a guide is trained.
-
-    Attributes:
-        steps, batch_size: Views of a step are of one budget.
-        views: That encoder and teacher see, once; the last 128 of them measure. Each keeps a third of a megabyte on disk and in
-            memory.
-        budgets: Besides the encoder's own, which half of the views have.
-        learning_rate, weight_decay, warm_up: Of AdamW; after the warm-up the rate falls as a cosine, to nothing.
-        crop_scale: Shares of a photo's area that a view may show.
-        save_every: Steps between checkpoints.
-        seed: Of everything.
-        bf16: Whether products are computed in 16 bits.
-    """
-
-    steps: int = 2000
-    batch_size: int = 32
-    views: int = 4096
-    budgets: tuple[int, ...] = BUDGETS
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    warm_up: int = 50
-    crop_scale: tuple[float, float] = (0.3, 1.0)
-    save_every: int = 200
-    seed: int = 0
-    bf16: bool = False
 
 
 def dense_error(scaled: Tensor, guide: Guide, teacher: Tensor) -> Tensor:
@@ -121,10 +92,11 @@ def train_guide(
     budgets = chunk_budgets(options.views, options.budgets, model.config.budget)
     key = _key(model, teacher, photos, config, options)
     bar = tqdm(total=len(budgets) * CHUNK, desc="views", unit="view", disable=None)
+    precision = torch.bfloat16 if options.bf16 else torch.float32
     make_lessons(
         photos,
-        model,
-        teacher.model,
+        copy.deepcopy(model).to(precision),
+        copy.deepcopy(teacher.model).to(precision),
         guide,
         budgets,
         work / "views",
@@ -192,8 +164,8 @@ def evaluate_guide(guide: Guide, lesson: Lesson, model: SparseFormerModel) -> di
 
 def save_guide(guide: Guide, out: Path, facts: dict[str, Any]) -> None:
     """Writes `guide/` into a folder, whole or not at all: the weights, and `guide.json` that says how they were made."""
-    make_folder(out / "guide")
-    with replacing_inside(out / "guide") as folder:
+    make_folder(out / GUIDE)
+    with replacing_inside(out / GUIDE) as folder:
         guide.save_pretrained(folder)
         (folder / "guide.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
@@ -246,6 +218,7 @@ def _key(
         "budgets": list(options.budgets),
         "crop_scale": list(options.crop_scale),
         "seed": options.seed,
+        "bf16": options.bf16,
     }
 
 

@@ -67,6 +67,8 @@ class SparseFormerOutput(ModelOutput):
         context_rois: (B, M, 4) boxes of the patches that were looked at beside them. Only where patches are chosen.
         context_tokens: (B, M, D) what these were after the last block that they went through.
         coarse_tokens: (B, tiles, D) what the first look saw, in the boxes of `token_rois[0]`; none where there is one look only.
+        dense_map: (B, D, h, w) the teacher's map as a guide makes it of all that, scaled; only while both are trained together
+            (`sfvlm.dense.together`).
     """
 
     # In transformers' order: its pipelines take the first one for the tokens.
@@ -81,6 +83,7 @@ class SparseFormerOutput(ModelOutput):
     context_rois: Tensor | None = None
     context_tokens: Tensor | None = None
     coarse_tokens: Tensor | None = None
+    dense_map: Tensor | None = None
 
 
 def _constant(number: int) -> int:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import randomize, tiny_config, tiny_model
 
 import sfvlm.dense.views as views
-from sfvlm.dense.guide import Backbone, Guide, GuideConfig, choosing, guided_map
-from sfvlm.dense.learning import GuideOptions, train_guide
+from sfvlm.dense.guide import Backbone, Guide, GuideConfig, choosing, guided_map, open_guide
+from sfvlm.dense.learning import train_guide
 from sfvlm.dense.maps import as_map, nearness
+from sfvlm.dense.options import GuideOptions
 from sfvlm.photos.sources import open_photos
 from sfvlm.teachers.open import DenseTransformer, Teacher
 
@@ -69,12 +71,25 @@ def test_the_encoder_chooses_as_the_guide_asks_and_afterwards_as_before():
 
 
 def test_it_comes_back_from_its_folder_and_a_folder_of_other_tensors_is_refused(tmp_path: Path):
-    guide = randomize(tiny_guide())
-    guide.save_pretrained(tmp_path)
-    again, info = Guide.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    guide, encoder = randomize(tiny_guide()), tiny_config("chosen")
+    assert open_guide(tmp_path, encoder) is None
+    guide.save_pretrained(tmp_path / "guide")
+    again = open_guide(tmp_path, encoder)
+    assert again is not None
     for name, tensor in guide.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
+    with pytest.raises(ValueError, match="of an encoder of 64 features, and this one has 32"):
+        open_guide(tmp_path, tiny_config("chosen", hidden_size=32))
+    tensors = load_file(tmp_path / "guide/model.safetensors")
+    save_file({"other": torch.zeros(1)} | tensors, tmp_path / "guide/model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="other"):
+        open_guide(tmp_path, encoder)
+
+
+def test_one_that_is_kept_in_16_bits_computes_in_32(tmp_path: Path):
+    randomize(tiny_guide()).half().save_pretrained(tmp_path / "guide")
+    again = open_guide(tmp_path, tiny_config("chosen"))
+    assert again is not None and again.missing.weight.dtype == torch.float32
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_a_mirrored_photo_is_learned_with_its_mask_mirrored():
             mirrored=maps.flip(3) if truly else maps,
             report=lambda _, loss, truly=truly: losses.__setitem__(truly, loss),
         )
-    assert losses[True] < 0.5 * losses[False]
+    assert losses[True] < 0.75 * losses[False]
 
 
 def test_ignored_pixels_count_in_nothing():

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ...alternatives.methods import METHODS, check_count
 from ...alternatives.towers import reduce
-from ...dense.guide import Guide
+from ...dense.guide import Guide, open_guide
 from ...encoder.folder import open_student
 from ...encoder.sparseformer import SparseFormerModel
 from ...photos.class_names import read_classes
@@ -18,8 +18,6 @@ from ...util.errors import reason
 from ...util.files import read_json
 from ...util.tensors import check_loaded
 from ...zoo.names import resolve
-
-GUIDE = "guide"  # the folder of a SparseFormer's guide, in its own
 
 
 class Opened(NamedTuple):
@@ -67,12 +65,7 @@ def open_tower(source: str, *, boxes_alone: bool = False) -> Opened:
     path = Path(found) / "config.json"
     if path.is_file() and read_json(path).get("model_type") == "sparseformer":
         student = open_student(found)
-        folder = Path(found) / GUIDE
-        guide = None
-        if folder.is_dir() and not boxes_alone:
-            opened: Any = Guide.from_pretrained(folder, output_loading_info=True)
-            check_loaded(opened[1], f"in {folder}")
-            guide = opened[0].eval()
+        guide = None if boxes_alone else open_guide(Path(found), student.config)
         return Opened(student, guide, source)
     return Opened(open_teacher(source).model, None, source)
 

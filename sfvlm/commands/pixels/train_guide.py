@@ -1,0 +1,52 @@
+"""The command that teaches a SparseFormer to make its teacher's dense map."""
+
+from pathlib import Path
+
+from ...dense.guide import GuideConfig
+from ...dense.learning import train_guide
+from ...encoder.folder import open_student
+from ...teachers.open import open_teacher
+from ...teachers.student import check_descent
+from ...util.console import say
+from ...util.devices import usable_device
+from ...util.files import read_json
+from ...zoo.names import resolve
+from ..opening import open_and_say
+from .options import TrainGuideCommand
+
+
+def train_guide_command(command: TrainGuideCommand) -> None:
+    """Opens the SparseFormer, its teacher and the photos, trains the guide, and says where it is."""
+    folder = Path(resolve(command.model))
+    if command.out is None and str(folder) != command.model:
+        raise ValueError(f"{command.model} is a name of the zoo, whose files stay as they are: give a folder (--out).")
+    out = folder if command.out is None else command.out
+    model = open_student(folder).float().to(usable_device(command.device))
+    teacher = open_teacher(command.teacher or _its_teacher(folder))
+    check_descent(model.config, teacher, command.model)
+    chosen = model.config.focusing == "chosen"
+    config = GuideConfig.of(
+        model.config,
+        guide_size=command.guide_size,
+        attending_blocks=command.attending_blocks,
+        mixing_blocks=command.mixing_blocks,
+        even_share=command.even_share if chosen else None,
+        context_share=command.context_share,
+        context_blocks=command.context_blocks,
+    )
+    photos = open_and_say(command.photos)
+    train_guide(model, teacher, photos, out, command.training, config, resume=command.resume)
+    say(f"Wrote {out / 'guide'}.")
+
+
+def _its_teacher(folder: Path) -> str:
+    """The teacher that a bootstrap names.
+
+    Raises:
+        ValueError: The folder says none.
+    """
+    described = folder / "bootstrap.json"
+    name = read_json(described).get("teacher") if described.is_file() else None
+    if not isinstance(name, str):
+        raise ValueError(f"{folder} does not say what it was made from: name its teacher (--teacher).")
+    return name
