@@ -32,7 +32,8 @@ class SparseFormerForSemanticSegmentation(PreTrainedModel):
 
     config_class = SegmenterConfig
     config: SegmenterConfig
-    base_model_prefix = "tower"
+    # Not "tower": transformers would take weights of our head for those of the tower's, which has one too.
+    base_model_prefix = "segmenter"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True

@@ -43,7 +43,7 @@ def segment_command(command: SegmentCommand) -> None:
 
 
 def _by_names(command: SegmentCommand, photo: Image.Image) -> tuple[list[Layer], Sequence[str]]:
-    teacher, opened = teacher_of([command.model], command.teacher), open_tower(command.model)
+    teacher, opened = teacher_of([command.model], command.teacher), open_tower(command.model, command.guide)
     text = open_text_encoder(teacher.source)
     if text is None or not isinstance(opened.tower, SparseFormerModel):
         what = (

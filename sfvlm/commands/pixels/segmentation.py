@@ -110,7 +110,7 @@ def _trained(
     towers: list[tuple[str, nn.Module]] = []
     learned = None
     if command.train is not None:
-        opened = [open_tower(name) for name in command.model if not is_segmenter(name)]
+        opened = [open_tower(name, command.guide) for name in command.model if not is_segmenter(name)]
         teacher = teacher_of(command.model, command.teacher)
         towers.append(("teacher", MapOf(teacher.model)))
         budgets: dict[int, None] = dict.fromkeys(command.num_tokens)
@@ -173,15 +173,19 @@ def _named(command: SegmentationCommand, names: Any, device: torch.device) -> li
     words = vocabulary(text, names, threshold=command.threshold)
     modules: dict[str, nn.Module] = {}
     configs: dict[str, Any] = {}
-    sparse = [(name, open_tower(name).tower) for name in command.model]
+    sparse = [(name, open_tower(name, command.guide)) for name in command.model]
     for way in command.ways:
         modules[f"teacher, {way}"] = NamedMap(teacher.model, words, way)  # type: ignore[arg-type]
         configs[f"teacher, {way}"] = teacher.config
-        for (_, tower), name in zip(sparse, short_names(command.model), strict=True):
+        for (_, opened), name in zip(sparse, short_names(command.model), strict=True):
+            tower = opened.tower
+            if not isinstance(tower, SparseFormerModel):
+                raise ValueError(f"{opened.source} is no SparseFormer: give the dense tower as --teacher.")
             for count in command.num_tokens or [tower.config.budget]:
-                title = f"{name}@{count}, {way}"
-                modules[title] = NamedMap(tower, words, way, count)  # type: ignore[arg-type]
-                configs[title] = tower.config
+                for guide in (opened.guide, None) if opened.guide is not None else (None,):
+                    title = f"{name}@{count}, {way}" + (", boxes alone" if guide is None and opened.guide is not None else "")
+                    modules[title] = NamedMap(tower, words, way, count, guide)  # type: ignore[arg-type]
+                    configs[title] = tower.config
     for module in modules.values():
         module.to(device).eval()
     return _candidates(modules, configs, {}, words.decide)

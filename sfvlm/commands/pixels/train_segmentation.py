@@ -16,7 +16,7 @@ from .towers import names_in, open_tower
 
 def train_segmentation_command(command: TrainSegmentationCommand) -> None:
     """Opens the tower and the photos, counts the classes, trains, and says where the model is."""
-    opened = open_tower(command.model, boxes_alone=command.boxes_alone)
+    opened = open_tower(command.model, command.guide, boxes_alone=command.boxes_alone)
     given = names_in(command.classes)
     photos = open_masked(command.train, reduce_labels=command.reduce_labels, num_classes=given and len(given))
     learned = _said(checked(photos))
