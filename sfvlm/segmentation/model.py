@@ -43,7 +43,7 @@ class SparseFormerForSemanticSegmentation(PreTrainedModel):
         super().__init__(config)
         self.tower = tower_of(config)
         self.guide = guide_of(config)
-        self.head = LinearHead(config.hidden_size, config.num_labels)
+        self.head = LinearHead(config.hidden_size, config.num_labels or 2)
         self.post_init()
 
     @classmethod
@@ -171,7 +171,7 @@ def processor_of(config: SegmenterConfig) -> SegformerImageProcessor:
 def label_names(config: SegmenterConfig) -> tuple[str, ...]:
     """The classes in the order of their indices."""
     labels: Mapping[int, str] = config.id2label  # type: ignore[assignment]
-    return tuple(labels[number] for number in range(config.num_labels))
+    return tuple(labels[number] for number in range(len(labels)))
 
 
 AutoModelForSemanticSegmentation.register(SegmenterConfig, SparseFormerForSemanticSegmentation, exist_ok=True)

@@ -93,7 +93,9 @@ def test_a_view_and_its_labels_are_one_crop_of_photo_and_mask(photos: MaskedPhot
     views = MaskedViews(photos, model().config.sparse, options(colour=0.0, label_side=32))
     for number in range(24):
         view = views[number, number % 8][0]
-        inside = (view.labels != 255) & (view.labels == view.labels.roll(1, 1)) & (view.labels == view.labels.roll(-1, 1))
+        inside = (
+            (view.labels != 255) & (view.labels == view.labels.roll(1, 1)) & (view.labels == view.labels.roll(-1, 1))
+        )
         seen = view.pixels.argmax(dim=0)
         assert (seen == view.labels)[inside].float().mean() > 0.97
 
@@ -102,7 +104,7 @@ def test_another_run_in_the_folder_or_other_settings_are_refused(photos: MaskedP
     run(photos, tmp_path / "run", options(), stop_after=2)
     with pytest.raises(ValueError, match="continue it with --resume"):
         run(photos, tmp_path / "run", options())
-    with pytest.raises(ValueError, match="learning_rate: 0.001 then, 0.5 now"):
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.001 then, 0\.5 now"):
         run(photos, tmp_path / "run", options(learning_rate=0.5), resume=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
@@ -111,7 +113,12 @@ def test_another_run_in_the_folder_or_other_settings_are_refused(photos: MaskedP
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [(dict(steps=0), "steps is 0"), (dict(whole=1.5), "whole is 1.5"), (dict(smallest_crop=0), "smallest_crop is 0")]
+    ("changes", "message"),
+    [
+        (dict(steps=0), "steps is 0"),
+        (dict(whole=1.5), "whole is 1.5"),
+        (dict(smallest_crop=0), "smallest_crop is 0"),
+    ],
 )
 def test_options_out_of_range_are_refused(changes: dict, message: str):
     with pytest.raises(ValueError, match=message):

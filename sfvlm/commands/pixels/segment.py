@@ -33,7 +33,8 @@ def segment_command(command: SegmentCommand) -> None:
     if command.way not in get_args(Way):
         raise ValueError(f"There is no way {command.way!r}; the ways are {', '.join(get_args(Way))}.")
     photo = open_and_say(command.photo)[0].image
-    small = photo.resize(shown_size(photo)[::-1])
+    height, width = shown_size(photo)
+    small = photo.resize((width, height))
     if trained:
         layers, names = _by_model(command, photo)
     else:
