@@ -63,8 +63,20 @@ class SegmenterConfig(PreTrainedConfig):
         kind = ReducedTowerConfig if self.tower == "reduced" else SparseFormerConfig
         if not isinstance(self.tower_config, PreTrainedConfig):
             self.tower_config = kind.from_dict(dict(self.tower_config or {}))
-        if self.num_tokens is not None and self.tower == "sparse":
-            self.sparse.check_budget(self.num_tokens)
+        if self.num_tokens is not None:
+            self.check_budget(self.num_tokens)
+
+    def check_budget(self, num_tokens: int) -> None:
+        """Whether a call may ask for so many tokens.
+
+        Raises:
+            ValueError: The tower has one number of its own, or none gives so many.
+        """
+        if self.tower != "sparse":
+            raise ValueError(
+                f"num_tokens is {num_tokens}, and a {self.tower} tower has one number of tokens: leave it out."
+            )
+        self.sparse.check_budget(num_tokens)
 
     @property
     def sparse(self) -> SparseFormerConfig:

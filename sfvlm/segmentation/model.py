@@ -126,7 +126,13 @@ class SparseFormerForSemanticSegmentation(PreTrainedModel):
         return self.map_of(num_tokens)(pixel_values.to(self.dtype))
 
     def map_of(self, num_tokens: int | None = None) -> MapOf:
-        """The tower and its map without the head, for one budget."""
+        """The tower and its map without the head, for one budget.
+
+        Raises:
+            ValueError: The tower is none that takes a budget, or gives none like it.
+        """
+        if num_tokens is not None:
+            self.config.check_budget(num_tokens)
         return MapOf(self.tower, self.guide, num_tokens or self.config.num_tokens)
 
     @torch.no_grad()

@@ -96,6 +96,8 @@ def test_what_cannot_be_measured_is_said_in_a_sentence(
     assert "trained with classes of its own" in refused(capsys, *base, str(trained), "--names", "voc")
     assert "There is no way 'magic'" in refused(capsys, *base, str(student), "--names", "voc", "--ways", "magic")
     assert "nothing is trained" in refused(capsys, *base, str(student), "--names", "voc", "--controls")
+    assert "--threshold is 0.2" in refused(capsys, *base, str(trained), "--threshold", "0.2")
+    assert "--guide is for towers" in refused(capsys, *base, str(trained), "--guide", str(student))
     assert "give --out" in refused(capsys, *base, str(trained), "--overlays", "2")
     assert "no guide in" in refused(capsys, *base, str(student), "--train", str(shard), "--guide", str(shard.parent))
 
@@ -128,7 +130,9 @@ def test_masks_beyond_the_named_classes_are_counted(
     main(["train-segmentation", "--model", str(student), "--val", str(shard), "--out", str(tmp_path / "out"), "--train", str(shard),
           "--classes", str(tmp_path / "two.txt"), "--training.steps", "1", "--training.batch-size", "2",
           "--training.device", "cpu"])  # fmt: skip
-    assert "masks with an index beyond the 2 classes (such as a.tar:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "masks with an index beyond the 2 classes (such as a.tar:" in said
+    assert "are named as photos to learn from: the score will flatter" in said
 
 
 def test_a_photo_is_drawn_by_a_trained_model(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -80,6 +80,13 @@ def test_the_number_of_tokens_is_asked_for_in_the_call_or_by_the_configuration()
     assert not torch.equal(four, nine)
 
 
+def test_a_budget_that_a_tower_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="a dense tower has one number of tokens"):
+        segmenter("dense")(pixels(), num_tokens=9)
+    with pytest.raises(ValueError, match="there are 16 patches"):
+        segmenter("chosen")(pixels(), num_tokens=17)
+
+
 def test_its_map_is_that_of_a_backbone_as_mmsegmentation_calls_it():
     model = segmenter("chosen")
     with torch.no_grad():
@@ -155,6 +162,7 @@ def test_every_parameter_of_a_fresh_model_is_initialised():
         (dict(map="guided"), "a guided map has one"),
         (dict(tower="dense", map="guided", guide_config={}), "the guide is for sparse ones"),
         (dict(num_tokens=0), "num_tokens is 0"),
+        (dict(tower="dense", num_tokens=9), "a dense tower has one number of tokens"),
     ],
 )
 def test_configurations_that_contradict_themselves_are_refused(fields: dict, message: str):

@@ -30,6 +30,9 @@ def segment_command(command: SegmentCommand) -> None:
             if trained
             else "Say what to look for: --names cat grass sky."
         )
+    for flag in ("teacher", "guide", "threshold"):
+        if trained and getattr(command, flag):
+            raise ValueError(f"--{flag} is of maps from names, and {command.model} was trained: leave it out.")
     if command.way not in get_args(Way):
         raise ValueError(f"There is no way {command.way!r}; the ways are {', '.join(get_args(Way))}.")
     photo = open_and_say(command.photo)[0].image

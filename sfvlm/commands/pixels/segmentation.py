@@ -91,6 +91,14 @@ def _check(command: SegmentationCommand) -> None:
         raise ValueError(
             f"{what}: give photos with masks to fit a linear probe to (--train), or class names (--names)."
         )
+    if command.names is None and command.threshold:
+        raise ValueError(
+            f"--threshold is {command.threshold}, which is of maps from names: give --names, or leave it out."
+        )
+    if not others and not command.controls:
+        for flag in ("guide", "teacher", "train"):
+            if getattr(command, flag) is not None:
+                raise ValueError(f"--{flag} is for towers and controls, and all of --model are trained: leave it out.")
     if command.overlays and command.out is None:
         raise ValueError("--overlays are drawn beside the results: give --out.")
 

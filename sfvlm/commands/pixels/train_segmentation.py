@@ -22,6 +22,11 @@ def train_segmentation_command(command: TrainSegmentationCommand) -> None:
     learned = _said(checked(photos))
     names = class_names(given or photos.class_names, learned.num_classes)
     val = _said(checked(open_masked(command.val, reduce_labels=command.reduce_labels, num_classes=len(names))))
+    keys = {learned.photos.key(index) for index in range(len(learned.photos))}
+    if both := sum(val.photos.key(index) in keys for index in range(len(val.photos))):
+        say(
+            f"{both} of the {len(val.photos)} photos to measure on are named as photos to learn from: the score will flatter."
+        )
     model = SparseFormerForSemanticSegmentation.around(
         opened.tower,
         names,
