@@ -2,7 +2,7 @@
 
     photos with masks -> views -> each candidate's scores (B, K, h, w) -> at the mask's own size -> Tally -> rows
 
-The first candidate is what the others are compared with: the dense tower. Every score is of the whole mask, at its own size.
+A candidate is compared with the first one, the dense tower, or with the one it names. Every score is of the whole mask, at its own size.
 """
 
 import statistics
@@ -39,6 +39,7 @@ class Candidate:
         config: Of its tower: `image_size`, `image_mean`, `image_std`, `resample`.
         decide: Scores at the mask's size (1, T, H, W) -> classes (1, H, W).
         cost: tokens, gmacs, milliseconds, and what else is known of it.
+        against: The name of the candidate of whose mIoU its own is a share; None for the first one.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Candidate:
     config: Any
     decide: Callable[[Tensor], Tensor] = field(default=lambda enlarged: enlarged.argmax(dim=1))
     cost: Numbers = field(default_factory=dict)
+    against: str | None = None
 
 
 class Windows(NamedTuple):
@@ -113,7 +115,10 @@ def evaluate(
     if not len(tallies[candidates[0].name]):
         raise ValueError(f"No photo of {', '.join(photos.origins)} can be used. {passed.sentence('photos with masks')}")
     first = tallies[candidates[0].name]
-    rows = [_row(each, tallies[each.name], first, class_names, dataset, task, len(skipped)) for each in candidates]
+    rows = [
+        _row(each, tallies[each.name], tallies.get(each.against or "", first), class_names, dataset, task, len(skipped))
+        for each in candidates
+    ]
     return Evaluation(rows, tallies, skipped, scores(first, resamples=1).averaged)
 
 

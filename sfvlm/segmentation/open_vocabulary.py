@@ -66,7 +66,7 @@ class NamedMap(nn.Module):
         way: How the last block is changed.
         num_tokens: Budget of a sparse tower; None for its own.
         beside: Another way of the same tower, budget and guide: what the tower said of the last photos is asked of it once for both.
-        guide: Of a sparse tower: its map says which tokens each cell belongs to. Without one, boxes alone do.
+        guide: Of a sparse tower: its map says which tokens each cell belongs to, and itself what is there. Without one, boxes alone do.
 
     Raises:
         ValueError: The tower shares no space with texts.
@@ -116,7 +116,12 @@ class NamedMap(nn.Module):
         vectors = self._vectors(hidden, roi.centers(boxes) * grid, bias)
         if guided is None:
             return dense_map(SparseFormerOutput(last_hidden_state=vectors, token_rois=output.token_rois), (grid, grid))
-        return spread(vectors, boxes, guided)
+        # Two witnesses, of one weight: the tokens, spread over what is like them; and what the guide takes the teacher's own last
+        # layer to say of the cell, which needs no token there.
+        cells = tower.head.projection(guided.flatten(2).transpose(1, 2)).float()
+        return F.normalize(spread(vectors, boxes, guided), dim=1) + as_map(
+            F.normalize(cells, dim=-1), (guided.shape[-2], guided.shape[-1])
+        )
 
     def _said(self, pixels: Tensor, say: Callable[[], Any]) -> Any:
         """What the tower says of these photos, once for all ways that are beside each other."""

@@ -54,6 +54,13 @@ def test_all_are_measured_on_the_same_photos_at_the_masks_size(tmp_path: Path):
     assert low < difference < high and difference == pytest.approx(eye["miou"] - red["miou"])
 
 
+def test_what_is_kept_is_of_the_candidate_that_is_named(tmp_path: Path):
+    eye, red = candidates()
+    third = Candidate("red again", "", always_red, CONFIG, against="red")
+    rows = evaluate([eye, red, third], open_masked(masked_shard(tmp_path / "a.tar")), NAMES, show=False).rows
+    assert rows[1]["metrics"]["kept"] < 1 and rows[2]["metrics"]["kept"] == 1
+
+
 def test_windows_see_a_photo_in_its_own_aspect_ratio(tmp_path: Path):
     photos = open_masked(masked_shard(tmp_path / "a.tar", width=90, height=40))
     seen: list[torch.Size] = []

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -172,7 +173,7 @@ def _trained(
 
 
 def _named(command: SegmentationCommand, names: Any, device: torch.device) -> list[Candidate]:
-    """Each way of the dense tower first, then of the sparse ones; what is kept is of the first way's dense tower."""
+    """Each way of the dense tower, and of the sparse ones behind it; what these keep is of the dense tower in the same way."""
     teacher = teacher_of(command.model, command.teacher)
     text = open_text_encoder(teacher.source, device)
     if text is None:
@@ -199,7 +200,8 @@ def _named(command: SegmentationCommand, names: Any, device: torch.device) -> li
                     configs[f"{key}, {way}"] = tower.config
     for module in modules.values():
         module.to(device).eval()
-    return _candidates(modules, configs, {}, words.decide)
+    against = {title: f"teacher, {title.rpartition(', ')[2]}" for title in modules}
+    return [replace(each, against=against[each.name]) for each in _candidates(modules, configs, {}, words.decide)]
 
 
 def _candidates(
