@@ -9,6 +9,7 @@ not. Everything that is written is whole or absent.
 import copy
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -80,6 +81,8 @@ def train_guide(
     for budget in options.budgets:
         model.config.check_budget(budget)
     work = out / "guide-training"
+    if (out / GUIDE / "config.json").exists():
+        raise ValueError(f"{out / GUIDE} is there already: remove it, or give another folder.")
     if not resume and (work / "checkpoint.pt").exists():
         raise ValueError(f"{work} holds an unfinished run: continue it with --resume, or remove it.")
     make_folder(work)
@@ -139,7 +142,8 @@ def train_guide(
         "seconds_of_last_run": round(time.perf_counter() - started, 1),
         "explained": {name: round(value, 4) for name, value in result.items()},
     }
-    save_guide(guide, out, facts)
+    save_guide(guide, out, facts, (work / "metrics.jsonl").read_text())
+    shutil.rmtree(work)
     return result
 
 
@@ -162,12 +166,14 @@ def evaluate_guide(guide: Guide, lesson: Lesson, model: SparseFormerModel) -> di
     return {"guided": 1 - guided / count, "nearest": 1 - nearest / count}
 
 
-def save_guide(guide: Guide, out: Path, facts: dict[str, Any]) -> None:
-    """Writes `guide/` into a folder, whole or not at all: the weights, and `guide.json` that says how they were made."""
+def save_guide(guide: Guide, out: Path, facts: dict[str, Any], metrics: str | None = None) -> None:
+    """Writes `guide/` into a folder, whole or not at all: weights, `guide.json` that says how they were made, and the curve."""
     make_folder(out / GUIDE)
     with replacing_inside(out / GUIDE) as folder:
         guide.save_pretrained(folder)
         (folder / "guide.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        if metrics is not None:
+            (folder / "metrics.jsonl").write_text(metrics, encoding="utf-8")
 
 
 class _Run:

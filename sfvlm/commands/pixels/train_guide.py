@@ -25,6 +25,10 @@ def train_guide_command(command: TrainGuideCommand) -> None:
     teacher = open_teacher(command.teacher or _its_teacher(folder))
     check_descent(model.config, teacher, command.model)
     chosen = model.config.focusing == "chosen"
+    if not chosen and (command.context_share is not None or command.context_blocks is not None):
+        raise ValueError(
+            f"Context is for encoders that choose patches, and {command.model} has {model.config.focusing} focusing."
+        )
     config = GuideConfig.of(
         model.config,
         guide_size=command.guide_size,
