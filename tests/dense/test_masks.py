@@ -134,7 +134,7 @@ def test_misfits_are_left_out_and_said(tmp_path: Path):
     photos = {f"{name}.jpg": encoded(photo, "JPEG") for name in ("fits", "bare", "small", "beyond", "broken")}
     masks = {
         "fits.png": encoded(mask),
-        "small.png": encoded(mask.resize((20, 15))),
+        "small.png": encoded(mask.resize((20, 15), Image.Resampling.NEAREST)),
         "beyond.png": encoded(Image.fromarray(np.full((30, 40), 9, np.uint8))),
         "broken.png": b"\x89PNG\r\n\x1a\n broken",
         "alone.mask.png": encoded(mask),
