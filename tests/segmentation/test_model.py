@@ -118,7 +118,9 @@ def test_reduced_labels_are_the_processors_matter_too():
     config = segmenter("chosen", reduce_labels=True).config
     mask = np.array([[0, 1], [2, 255]], np.uint8)
     processor = processor_of(config)
-    labels = processor(masked(0)[0].resize((2, 2)), segmentation_maps=mask, return_tensors="pt", do_resize=False)["labels"]
+    labels = processor(masked(0)[0].resize((2, 2)), segmentation_maps=mask, return_tensors="pt", do_resize=False)[
+        "labels"
+    ]
     assert labels.tolist() == [[[255, 0], [1, 255]]]
 
 
