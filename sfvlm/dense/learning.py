@@ -47,6 +47,7 @@ def train_guide(
     options: GuideOptions,
     guide_config: GuideConfig | None = None,
     *,
+    earlier: Guide | None = None,
     resume: bool = False,
     stop_after: int | None = None,
 ) -> dict[str, float]:
@@ -59,6 +60,7 @@ def train_guide(
         out: Receives `guide/`; `guide-training/`, with views, metrics and the checkpoint, goes when it is finished.
         options: See `GuideOptions`.
         guide_config: By default, `GuideConfig.of(model.config)`.
+        earlier: A guide to go on from, which stays as it is; its configuration and its units count then.
         resume: Continue from the checkpoint in `out`.
         stop_after: Stop there as if interrupted, with a checkpoint.
 
@@ -69,7 +71,7 @@ def train_guide(
     Raises:
         ValueError: The teacher is not the encoder's, a run is there that is not to be resumed, or one of other options.
     """
-    config = guide_config or GuideConfig.of(model.config)
+    config = earlier.config if earlier is not None else guide_config or GuideConfig.of(model.config)
     if (
         teacher.config.hidden_size != model.config.hidden_size
         or teacher.config.teacher_grid != model.config.teacher_grid
@@ -91,30 +93,40 @@ def train_guide(
     teacher.model.to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        guide = Guide(config).to(device)
+        guide = Guide(config)
+    nn.Module.to(guide, device)  # transformers' own says of itself that it takes none
     budgets = chunk_budgets(options.views, options.budgets, model.config.budget)
     key = _key(model, teacher, photos, config, options)
     bar = tqdm(total=len(budgets) * CHUNK, desc="views", unit="view", disable=None)
     precision = torch.bfloat16 if options.bf16 else torch.float32
     make_lessons(
         photos,
-        copy.deepcopy(model).to(precision),
-        copy.deepcopy(teacher.model).to(precision),
+        _in(precision, model),
+        _in(precision, teacher.model),
         guide,
         budgets,
         work / "views",
         key=key,
         seed=options.seed,
         scale=options.crop_scale,
-        report=lambda done: bar.update(done - bar.n) and None,
+        report=lambda done: _advance(bar, done),
     )
     bar.close()
     lessons = [read_lesson(work / "views", number) for number in range(len(budgets))]
     held_back, training = lessons[-1], lessons[:-1]
-    guide.learn_scale(torch.cat([lesson.teacher for lesson in training[:8]]).to(device))
+    if earlier is None:
+        guide.learn_scale(torch.cat([lesson.teacher for lesson in training[:8]]).to(device))
+    else:
+        guide.load_state_dict(earlier.state_dict())
 
+    begun = None if earlier is None else tensor_hash(earlier.state_dict())
     optimizer = torch.optim.AdamW(_groups(guide, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.98))
-    run = _Run(guide, optimizer, work, json.loads(json.dumps(asdict(options) | {"guide": config.to_diff_dict()} | key)))
+    run = _Run(
+        guide,
+        optimizer,
+        work,
+        json.loads(json.dumps(asdict(options) | {"guide": config.to_diff_dict(), "started_from": begun} | key)),
+    )
     start = run.take_up() if resume else 0
     last = min(options.steps, stop_after or options.steps)
     bar = tqdm(total=options.steps, initial=start, desc="guide", unit="step", disable=None)
@@ -137,6 +149,7 @@ def train_guide(
         "teacher": teacher.source,
         "teacher_sha256": teacher.sha256,
         "encoder_sha256": key["encoder_sha256"],
+        "started_from": begun,
         "photos": list(photos.origins),
         "options": asdict(options),
         "seconds_of_last_run": round(time.perf_counter() - started, 1),
@@ -209,6 +222,15 @@ class _Run:
         self.guide.load_state_dict(state["guide"])
         self.optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
+
+
+def _in(precision: torch.dtype, module: Any) -> Any:
+    """A copy of a module in some precision."""
+    return copy.deepcopy(module).to(precision)
+
+
+def _advance(bar: Any, done: int) -> None:
+    bar.update(done - bar.n)
 
 
 def _key(

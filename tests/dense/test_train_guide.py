@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import sfvlm.dense.views as views
 from sfvlm.cli import command
@@ -41,6 +42,20 @@ def test_the_guide_lies_in_the_models_folder_and_says_how_it_was_made(student: P
     assert (student / "guide/metrics.jsonl").is_file() and not (student / "guide-training").exists()
 
 
+def test_a_guide_goes_on_from_an_earlier_one(student: Path, photo_folder: Path, tmp_path: Path):
+    asked = ["--model", str(student), "--photos", str(photo_folder), *SHORT]
+    command("train-guide", [*asked, "--out", str(tmp_path / "first")])
+    command(
+        "train-guide",
+        [*asked, "--out", str(tmp_path / "second"), "--start-from", str(tmp_path / "first"), "--guide-size", "8"],
+    )
+    first, second = (open_guide(tmp_path / name, open_config(student)) for name in ("first", "second"))
+    assert first is not None and second is not None
+    assert second.config.guide_size == 16 and torch.equal(first.std, second.std)
+    assert not torch.equal(first.missing.weight, second.missing.weight)
+    assert json.loads((tmp_path / "second/guide/guide.json").read_text())["started_from"]
+
+
 def test_what_cannot_be_is_one_sentence(student: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]):
     def said(*arguments: str) -> str:
         with pytest.raises(SystemExit) as stopped:
@@ -48,6 +63,7 @@ def test_what_cannot_be_is_one_sentence(student: Path, photo_folder: Path, capsy
         assert stopped.value.code == 2
         return capsys.readouterr().err
 
+    assert "There is no guide in" in said("--model", str(student), "--start-from", str(student))
     assert "give a folder (--out)" in said("--model", "sparseformer-tiny-49")
     (student / "guide").mkdir()
     (student / "guide/config.json").write_text("{}")
