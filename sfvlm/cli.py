@@ -57,15 +57,20 @@ def command(name: str, arguments: list[str] | None = None) -> None:
     """One of `COMMANDS`, with its flags: by default those of the process, for a script that is this command."""
 
     def action(parsed: Any) -> None:
-        folder = "sfvlm.commands.pixels" if name in PIXELS else "sfvlm.commands"
-        getattr(importlib.import_module(f"{folder}.{name.replace('-', '_')}"), COMMANDS[name][1])(parsed)
+        getattr(importlib.import_module(modules_of(name)[1]), COMMANDS[name][1])(parsed)
 
     run(action, _options(name), arguments)
 
 
+def modules_of(name: str) -> tuple[str, str]:
+    """The modules of a command's flags and of its action."""
+    if name in PIXELS:
+        return "sfvlm.commands.pixels.options", f"sfvlm.commands.pixels.{name.replace('-', '_')}"
+    return f"sfvlm.commands.options.{name}", f"sfvlm.commands.{name}"
+
+
 def _options(name: str) -> type:
-    module = "sfvlm.commands.pixels.options" if name in PIXELS else f"sfvlm.commands.options.{name}"
-    return getattr(importlib.import_module(module), COMMANDS[name][0])
+    return getattr(importlib.import_module(modules_of(name)[0]), COMMANDS[name][0])
 
 
 def run(action: Callable[[Any], None], options: type[Options], arguments: list[str] | None = None) -> None:

@@ -146,8 +146,9 @@ def kept(ours: Tally, theirs: Tally, resamples: int = RESAMPLES, seed: int = 0) 
         means.append(float(_iou(counts.sum(axis=1))[occur].mean()))
         drawn.append(np.concatenate([_mean(_iou(each)[:, occur]) for each in _drawings(counts, resamples, seed)]))
     ratio = None
-    if means[1] > 0 and drawn[1].min() > 0:
-        ratio = interval(means[0] / means[1], drawn[0] / drawn[1])
+    something = drawn[1] > 0  # of a drawing in which the other scores nothing there is no share
+    if means[1] > 0 and something.any():
+        ratio = interval(means[0] / means[1], drawn[0][something] / drawn[1][something])
     return Kept(interval(means[0] - means[1], drawn[0] - drawn[1]), ratio)
 
 

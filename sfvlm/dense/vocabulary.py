@@ -138,20 +138,15 @@ class Vocabulary:
         """Cosines with every text: (B, E, h, w) -> (B, T, h, w). Interpolated features are made unit vectors first."""
         return torch.einsum("behw,et->bthw", F.normalize(features, dim=1), self.texts.to(features))
 
-    def probabilities(self, similarities: Tensor) -> Tensor:
-        """Of each class, the greatest of its names': (B, T, h, w) -> (B, K, h, w)."""
-        by_text = (self.scale * similarities).softmax(dim=1)
-        batch, _, height, width = by_text.shape
-        by_class = by_text.new_zeros(batch, self.num_classes, height, width)
-        index = self.owner.to(by_text.device)[None, :, None, None].expand_as(by_text)
-        return by_class.scatter_reduce(1, index, by_text, "amax")
-
     def decide(self, similarities: Tensor) -> Tensor:
-        """The class of each pixel: (B, T, h, w) -> (B, h, w)."""
-        greatest, classes = self.probabilities(similarities).max(dim=1)
+        """The class of each pixel, that of the name which fits best: (B, T, h, w) -> (B, h, w)."""
+        greatest, name = similarities.max(dim=1)
+        classes = self.owner.to(name.device)[name]
         if self.background is None:
             return classes
-        return classes.masked_fill(greatest < self.threshold, self.background)
+        # Of the softmax over all names, as their authors threshold it.
+        probability = (self.scale * greatest - (self.scale * similarities).logsumexp(dim=1)).exp()
+        return classes.masked_fill(probability < self.threshold, self.background)
 
 
 def names_of(line: str) -> tuple[str, ...]:

@@ -38,8 +38,7 @@ def slide(run: Callable[[Tensor], Tensor], pixels: Tensor, window: int, stride: 
             part = (..., slice(top, min(top + window, height)), slice(left, min(left + window, width)))
             seen = pixels[part]
             scores = resized(run(seen).float(), (seen.shape[-2], seen.shape[-1]))
-            if total is None:
-                total = scores.new_zeros(*scores.shape[:2], height, width)
+            total = scores.new_zeros(*scores.shape[:2], height, width) if total is None else total
             total[part] += scores
             counts[part] += 1
     assert total is not None

@@ -5,14 +5,17 @@
 The first candidate is what the others are compared with: the dense tower. Every score is of the whole mask, at its own size.
 """
 
-from collections.abc import Callable, Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..alternatives.costs import macs
 from ..dense.maps import resized
 from ..dense.masks import MaskedPhoto, MaskedPhotos, Misfit
 from ..dense.metrics import Scores, Tally, kept, scores
@@ -22,6 +25,7 @@ from ..util.results import Row
 from .views import large_view, normalized, whole_view
 
 Numbers = dict[str, float]
+ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -164,3 +168,26 @@ def ahead(evaluation: Evaluation, ours: str, theirs: str) -> tuple[float, float,
     """By how much mIoU one candidate is ahead of another, and the 95 % interval of that over photos."""
     difference = kept(evaluation.tallies[ours], evaluation.tallies[theirs]).difference
     return difference.value, difference.low, difference.high
+
+
+def costs(models: Mapping[str, nn.Module], image_size: int, rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
+    """Of each model, a photo of that side: `gmacs`, and `milliseconds` at batch 1, the median of some rounds.
+
+    The models take turns, so that what else the machine does meets all of them. Enlarging to pixels is not in it: it is the same for all.
+    """
+    found = {name: {"gmacs": macs(model, image_size) / 1e9} for name, model in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for number in range(rounds + 1):
+            for name, model in models.items():
+                parameter = next(model.parameters())
+                pixels = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
+                before = time.perf_counter()
+                model(pixels)
+                if parameter.device.type == "cuda":
+                    torch.cuda.synchronize(parameter.device)
+                if number:  # the first one warms up
+                    seconds[name].append(time.perf_counter() - before)
+    for name, each in seconds.items():
+        found[name]["milliseconds"] = 1000 * statistics.median(each)
+    return found

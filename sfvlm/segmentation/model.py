@@ -32,7 +32,8 @@ class SparseFormerForSemanticSegmentation(PreTrainedModel):
 
     config_class = SegmenterConfig
     config: SegmenterConfig
-    base_model_prefix = "tower"
+    # Not "tower": transformers would take weights of our head for those of the tower's, which has one too.
+    base_model_prefix = "segmenter"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
@@ -42,7 +43,7 @@ class SparseFormerForSemanticSegmentation(PreTrainedModel):
         super().__init__(config)
         self.tower = tower_of(config)
         self.guide = guide_of(config)
-        self.head = LinearHead(config.hidden_size, config.num_labels)
+        self.head = LinearHead(config.hidden_size, config.num_labels or 2)
         self.post_init()
 
     @classmethod
@@ -170,7 +171,7 @@ def processor_of(config: SegmenterConfig) -> SegformerImageProcessor:
 def label_names(config: SegmenterConfig) -> tuple[str, ...]:
     """The classes in the order of their indices."""
     labels: Mapping[int, str] = config.id2label  # type: ignore[assignment]
-    return tuple(labels[number] for number in range(config.num_labels))
+    return tuple(labels[number] for number in range(len(labels)))
 
 
 AutoModelForSemanticSegmentation.register(SegmenterConfig, SparseFormerForSemanticSegmentation, exist_ok=True)

@@ -4,6 +4,7 @@ names -> texts in templates -> `Vocabulary`
 pixels -> tower -> its last block changed (sfvlm.dense.vocabulary) -> map in the space of texts -> cosines (B, T, h, w)
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..dense.maps import as_map, cell_centers, coverage, dense_map, nearness, pa
 from ..dense.vocabulary import Vocabulary, Way, block_of, last_block, owners, shared_space
 from ..encoder import roi
 from ..encoder.sparseformer import SparseFormerModel, SparseFormerOutput
-from ..evaluate.texts import TextEncoder, imagenet_templates
+from ..evaluate.texts import Template, TextEncoder, imagenet_templates
 from ..teachers.open import DenseTransformer
 from .names import Names
 
@@ -25,11 +26,13 @@ SHARPNESS = 10.0  # of cosines between a guide's cells and its map in the tokens
 DISTANCE = 0.25  # how much of the distance between them counts beside
 
 
-def vocabulary(text: TextEncoder, names: Names, *, threshold: float = 0.0, scale: float = 40.0) -> Vocabulary:
-    """Class names as a text tower has them, in CLIP's 80 templates; class 0 is the background where there is a threshold."""
+def vocabulary(
+    text: TextEncoder, names: Names, *, threshold: float = 0.0, templates: tuple[Template, ...] | None = None
+) -> Vocabulary:
+    """Class names as a text tower has them, by default in CLIP's 80 templates; class 0 is the background where there is a threshold."""
     listed, owner = owners(names)
-    background = 0 if threshold else None
-    return Vocabulary(text.classifier(listed, imagenet_templates()), owner, len(names), background, threshold, scale)
+    texts = text.classifier(listed, templates or imagenet_templates())
+    return Vocabulary(texts, owner, len(names), 0 if threshold else None, threshold)
 
 
 def spread(vectors: Tensor, boxes: Tensor, dense: Tensor, sharpness: float = SHARPNESS) -> Tensor:
@@ -62,6 +65,7 @@ class NamedMap(nn.Module):
         vocabulary: Of the same CLIP's text tower.
         way: How the last block is changed.
         num_tokens: Budget of a sparse tower; None for its own.
+        beside: Another way of the same tower, budget and guide: what the tower said of the last photos is asked of it once for both.
         guide: Of a sparse tower: its map says which tokens each cell belongs to. Without one, boxes alone do.
 
     Raises:
@@ -75,8 +79,10 @@ class NamedMap(nn.Module):
         way: Way,
         num_tokens: int | None = None,
         guide: Guide | None = None,
+        beside: "NamedMap | None" = None,
     ) -> None:
         super().__init__()
+        self._last: list[tuple[Tensor, Any]] = [] if beside is None else beside._last
         self.tower, self.vocabulary, self.num_tokens, self.guide = tower, vocabulary, num_tokens, guide
         self.way: Way = way
         self.has_cls_token = tower.config.has_cls_token
@@ -91,21 +97,32 @@ class NamedMap(nn.Module):
         grid = config.teacher_grid
         if isinstance(tower, DenseTransformer):
             size = grid_of(config, pixels)
-            hidden = tower(pixels).hidden_states[-2]
+            hidden = self._said(pixels, lambda: tower(pixels).hidden_states[-2])
             centers = cell_centers(size, pixels.device)[None] * torch.tensor(size[::-1], device=pixels.device)
             return patch_map(self._vectors(hidden, centers, None), size)
         guide = self.guide
-        with nullcontext() if guide is None else choosing(tower, guide):
-            output: Any = tower(pixels, num_tokens=self.num_tokens, output_hidden_states=True, return_dict=True)
+
+        def say() -> tuple[Any, Tensor | None]:
+            with nullcontext() if guide is None else choosing(tower, guide):
+                output = tower(pixels, num_tokens=self.num_tokens, output_hidden_states=True, return_dict=True)
+            return output, None if guide is None else guide(output, pixels, tower.head.norm)
+
+        output, guided = self._said(pixels, say)
         boxes, hidden = output.token_rois[-1], output.hidden_states[-2]
         bias = None
         if tower.proportional is not None:
             proportion = tower.proportional([hidden.shape[1]] * config.num_hidden_layers)[-1]
             bias = None if proportion is None else proportion.bias
         vectors = self._vectors(hidden, roi.centers(boxes) * grid, bias)
-        if guide is None:
+        if guided is None:
             return dense_map(SparseFormerOutput(last_hidden_state=vectors, token_rois=output.token_rois), (grid, grid))
-        return spread(vectors, boxes, guide(output, pixels, tower.head.norm))
+        return spread(vectors, boxes, guided)
+
+    def _said(self, pixels: Tensor, say: Callable[[], Any]) -> Any:
+        """What the tower says of these photos, once for all ways that are beside each other."""
+        if not self._last or self._last[0][0] is not pixels:
+            self._last[:] = [(pixels, say())]
+        return self._last[0][1]
 
     def _vectors(self, hidden: Tensor, centers: Tensor, bias: Tensor | None) -> Tensor:
         """Each token in the space of texts: (B, [1 +] N, D) -> (B, N, E)."""

@@ -78,10 +78,19 @@ def test_several_names_are_one_class_by_the_best_of_them():
     texts = torch.eye(4)
     vocabulary = Vocabulary(texts, torch.tensor([0, 1, 1, 2]), 3, scale=20.0)
     similarities = vocabulary.similarities(F.normalize(torch.tensor([[0.0, 0.2, 0.9, 0.5]]), dim=1)[:, :, None, None])
-    probabilities = vocabulary.probabilities(similarities)
-    assert probabilities.shape == (1, 3, 1, 1)
-    assert probabilities[0, 1] == (20 * similarities).softmax(1)[0, 2]
     assert vocabulary.decide(similarities).item() == 1
+
+
+def test_the_best_class_and_its_probability_are_those_of_a_softmax_over_all_names():
+    """As SCLIP and NACLIP write it: softmax over names, the greatest of each class's, the greatest class, or the background."""
+    similarities, owner = torch.randn(2, 6, 3, 4) / 4, torch.tensor([0, 0, 1, 2, 2, 2])
+    probabilities = (10 * similarities).softmax(dim=1)
+    by_class = torch.stack([probabilities[:, owner == number].amax(dim=1) for number in range(3)], dim=1)
+    expected = by_class.argmax(dim=1)
+    expected[by_class.amax(dim=1) < 0.5] = 0
+    vocabulary = Vocabulary(torch.eye(6), owner, 3, background=0, threshold=0.5, scale=10.0)
+    assert torch.equal(vocabulary.decide(similarities), expected)
+    assert (by_class.amax(dim=1) < 0.5).any()
 
 
 def test_below_the_threshold_lies_the_background():

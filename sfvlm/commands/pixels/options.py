@@ -26,6 +26,8 @@ class SegmentationCommand:
     """With --names: how the last block is changed. clip leaves it as it is."""
     threshold: float = 0.0
     """With --names: a pixel whose best class is less probable than this is background, class 0."""
+    guide: Path | None = None
+    """A folder with a guide for the SparseFormers; default their own, where they have one."""
     teacher: str | None = None
     """The dense tower beside them; default the one that MODEL/bootstrap.json names."""
     controls: bool = False
@@ -66,6 +68,8 @@ class TrainSegmentationCommand:
     """Receives the model, and checkpoints along the way."""
     model: str = "sparseformer-tiny-49"
     """The tower: a SparseFormer (folder or name of `sfvlm zoo`), or a teacher as bootstrapping takes it, which stays dense."""
+    guide: Path | None = None
+    """A folder with a guide for the SparseFormer; default its own, where it has one."""
     boxes_alone: bool = False
     """Make the map from boxes alone, though the model has a guide."""
     num_tokens: int | None = None
@@ -92,6 +96,8 @@ class SegmentCommand:
     """Classes, the names of one parted by commas: cat "grass, lawn" sky. None for a model that was trained with its own."""
     model: str = "sparseformer-tiny-49"
     """A SparseFormer that was made from a CLIP, or a trained segmentation model."""
+    guide: Path | None = None
+    """A folder with a guide for the SparseFormer; default its own, where it has one."""
     teacher: str | None = None
     """The dense tower beside it, with the text tower; default the one that MODEL/bootstrap.json names."""
     way: str = "sclip"

@@ -33,7 +33,8 @@ def segment_command(command: SegmentCommand) -> None:
     if command.way not in get_args(Way):
         raise ValueError(f"There is no way {command.way!r}; the ways are {', '.join(get_args(Way))}.")
     photo = open_and_say(command.photo)[0].image
-    small = photo.resize(shown_size(photo)[::-1])
+    height, width = shown_size(photo)
+    small = photo.resize((width, height))
     if trained:
         layers, names = _by_model(command, photo)
     else:
@@ -43,7 +44,7 @@ def segment_command(command: SegmentCommand) -> None:
 
 
 def _by_names(command: SegmentCommand, photo: Image.Image) -> tuple[list[Layer], Sequence[str]]:
-    teacher, opened = teacher_of([command.model], command.teacher), open_tower(command.model)
+    teacher, opened = teacher_of([command.model], command.teacher), open_tower(command.model, command.guide)
     text = open_text_encoder(teacher.source)
     if text is None or not isinstance(opened.tower, SparseFormerModel):
         what = (

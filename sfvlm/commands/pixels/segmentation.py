@@ -14,8 +14,7 @@ from ...dense.probe import ProbeOptions
 from ...dense.vocabulary import Way
 from ...encoder.sparseformer import SparseFormerModel
 from ...evaluate.texts import open_text_encoder
-from ...segmentation.costs import costs
-from ...segmentation.evaluation import Candidate, Evaluation, Windows, evaluate
+from ...segmentation.evaluation import Candidate, Evaluation, Windows, costs, evaluate
 from ...segmentation.model import label_names
 from ...segmentation.names import first_names, read_names
 from ...segmentation.open_vocabulary import NamedMap, vocabulary
@@ -46,7 +45,7 @@ def segmentation_command(command: SegmentationCommand) -> None:
     device = usable_device(command.device)
     names = None if command.names is None else read_names(command.names)
     given = names_in(command.classes) if names is None else first_names(names)
-    photos = open_masked(command.data, reduce_labels=command.reduce_labels, num_classes=given and len(given))
+    photos = open_masked(command.data, reduce_labels=command.reduce_labels, num_classes=len(given) if given else None)
     photos = _some(photos, command.limit)
     if names is not None:
         task, (candidates, labels) = "open_vocabulary_segmentation", (_named(command, names, device), given)
@@ -110,7 +109,7 @@ def _trained(
     towers: list[tuple[str, nn.Module]] = []
     learned = None
     if command.train is not None:
-        opened = [open_tower(name) for name in command.model if not is_segmenter(name)]
+        opened = [open_tower(name, command.guide) for name in command.model if not is_segmenter(name)]
         teacher = teacher_of(command.model, command.teacher)
         towers.append(("teacher", MapOf(teacher.model)))
         budgets: dict[int, None] = dict.fromkeys(command.num_tokens)
@@ -173,15 +172,23 @@ def _named(command: SegmentationCommand, names: Any, device: torch.device) -> li
     words = vocabulary(text, names, threshold=command.threshold)
     modules: dict[str, nn.Module] = {}
     configs: dict[str, Any] = {}
-    sparse = [(name, open_tower(name).tower) for name in command.model]
+    sparse = [(name, open_tower(name, command.guide)) for name in command.model]
+    first: dict[Any, NamedMap] = {}  # of each tower, whose other ways ask it nothing anew
     for way in command.ways:
-        modules[f"teacher, {way}"] = NamedMap(teacher.model, words, way)  # type: ignore[arg-type]
-        configs[f"teacher, {way}"] = teacher.config
-        for (_, tower), name in zip(sparse, short_names(command.model), strict=True):
+        title = f"teacher, {way}"
+        modules[title] = first[""] = NamedMap(teacher.model, words, way, beside=first.get(""))  # type: ignore[arg-type]
+        configs[title] = teacher.config
+        for (_, opened), name in zip(sparse, short_names(command.model), strict=True):
+            tower = opened.tower
+            if not isinstance(tower, SparseFormerModel):
+                raise ValueError(f"{opened.source} is no SparseFormer: give the dense tower as --teacher.")
             for count in command.num_tokens or [tower.config.budget]:
-                title = f"{name}@{count}, {way}"
-                modules[title] = NamedMap(tower, words, way, count)  # type: ignore[arg-type]
-                configs[title] = tower.config
+                for guide in (opened.guide, None) if opened.guide is not None else (None,):
+                    alone = ", boxes alone" if guide is None and opened.guide is not None else ""
+                    key = f"{name}@{count}{alone}"
+                    named = NamedMap(tower, words, way, count, guide, first.get(key))  # type: ignore[arg-type]
+                    modules[f"{key}, {way}"] = first[key] = named
+                    configs[f"{key}, {way}"] = tower.config
     for module in modules.values():
         module.to(device).eval()
     return _candidates(modules, configs, {}, words.decide)

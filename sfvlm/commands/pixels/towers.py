@@ -55,8 +55,8 @@ def open_segmenter(folder: str | Path) -> SparseFormerForSemanticSegmentation:
     return model.eval()
 
 
-def open_tower(source: str, *, boxes_alone: bool = False) -> Opened:
-    """A SparseFormer with its guide; or a teacher, as bootstrapping takes it.
+def open_tower(source: str, guide: Path | None = None, *, boxes_alone: bool = False) -> Opened:
+    """A SparseFormer with its guide, from its own folder or from another one; or a teacher, as bootstrapping takes it.
 
     Raises:
         ValueError: It is neither.
@@ -65,8 +65,12 @@ def open_tower(source: str, *, boxes_alone: bool = False) -> Opened:
     path = Path(found) / "config.json"
     if path.is_file() and read_json(path).get("model_type") == "sparseformer":
         student = open_student(found)
-        guide = None if boxes_alone else open_guide(Path(found), student.config)
-        return Opened(student, guide, source)
+        opened = None if boxes_alone else open_guide(Path(found) if guide is None else guide, student.config)
+        if guide is not None and opened is None and not boxes_alone:
+            raise ValueError(f"There is no guide in {guide}: make one with scripts/train_guide.py.")
+        return Opened(student, opened, source)
+    if guide is not None:
+        raise ValueError(f"A guide is for SparseFormers, and {source} is none: leave out --guide.")
     return Opened(open_teacher(source).model, None, source)
 
 

@@ -16,9 +16,9 @@ from .towers import names_in, open_tower
 
 def train_segmentation_command(command: TrainSegmentationCommand) -> None:
     """Opens the tower and the photos, counts the classes, trains, and says where the model is."""
-    opened = open_tower(command.model, boxes_alone=command.boxes_alone)
+    opened = open_tower(command.model, command.guide, boxes_alone=command.boxes_alone)
     given = names_in(command.classes)
-    photos = open_masked(command.train, reduce_labels=command.reduce_labels, num_classes=given and len(given))
+    photos = open_masked(command.train, reduce_labels=command.reduce_labels, num_classes=len(given) if given else None)
     learned = _said(checked(photos))
     names = class_names(given or photos.class_names, learned.num_classes)
     val = _said(checked(open_masked(command.val, reduce_labels=command.reduce_labels, num_classes=len(names))))
