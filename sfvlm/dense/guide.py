@@ -80,7 +80,7 @@ class GuideConfig(PreTrainedConfig):
     @classmethod
     def of(cls, encoder: SparseFormerConfig, **overrides: Any) -> Self:
         """Of a guide for an encoder."""
-        fields = dict(
+        fields: dict[str, Any] = dict(
             encoder_size=encoder.hidden_size, patch_size=encoder.teacher_patch_size, grid=encoder.teacher_grid
         )
         return cls(**(fields | overrides))
@@ -289,12 +289,10 @@ class Guide(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Every parameter explicitly; the last layer of each block at zero, and the first guess as it is."""
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=std)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            fan = module.weight[0].numel()
-            init.trunc_normal_(module.weight, std=fan**-0.5)
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            spread = std if isinstance(module, nn.Linear) else module.weight[0].numel() ** -0.5
+            init.trunc_normal_(module.weight, std=spread)
+            assert module.bias is not None
             init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)

@@ -9,6 +9,7 @@ not. Everything that is written is whole or absent.
 import copy
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -46,6 +47,7 @@ def train_guide(
     options: GuideOptions,
     guide_config: GuideConfig | None = None,
     *,
+    earlier: Guide | None = None,
     resume: bool = False,
     stop_after: int | None = None,
 ) -> dict[str, float]:
@@ -58,6 +60,7 @@ def train_guide(
         out: Receives `guide/`; `guide-training/`, with views, metrics and the checkpoint, goes when it is finished.
         options: See `GuideOptions`.
         guide_config: By default, `GuideConfig.of(model.config)`.
+        earlier: A guide to go on from, which stays as it is; its configuration and its units count then.
         resume: Continue from the checkpoint in `out`.
         stop_after: Stop there as if interrupted, with a checkpoint.
 
@@ -68,7 +71,7 @@ def train_guide(
     Raises:
         ValueError: The teacher is not the encoder's, a run is there that is not to be resumed, or one of other options.
     """
-    config = guide_config or GuideConfig.of(model.config)
+    config = earlier.config if earlier is not None else guide_config or GuideConfig.of(model.config)
     if (
         teacher.config.hidden_size != model.config.hidden_size
         or teacher.config.teacher_grid != model.config.teacher_grid
@@ -80,6 +83,8 @@ def train_guide(
     for budget in options.budgets:
         model.config.check_budget(budget)
     work = out / "guide-training"
+    if (out / GUIDE / "config.json").exists():
+        raise ValueError(f"{out / GUIDE} is there already: remove it, or give another folder.")
     if not resume and (work / "checkpoint.pt").exists():
         raise ValueError(f"{work} holds an unfinished run: continue it with --resume, or remove it.")
     make_folder(work)
@@ -88,30 +93,40 @@ def train_guide(
     teacher.model.to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        guide = Guide(config).to(device)
+        guide = Guide(config)
+    nn.Module.to(guide, device)  # transformers' own says of itself that it takes none
     budgets = chunk_budgets(options.views, options.budgets, model.config.budget)
     key = _key(model, teacher, photos, config, options)
     bar = tqdm(total=len(budgets) * CHUNK, desc="views", unit="view", disable=None)
     precision = torch.bfloat16 if options.bf16 else torch.float32
     make_lessons(
         photos,
-        copy.deepcopy(model).to(precision),
-        copy.deepcopy(teacher.model).to(precision),
+        _in(precision, model),
+        _in(precision, teacher.model),
         guide,
         budgets,
         work / "views",
         key=key,
         seed=options.seed,
         scale=options.crop_scale,
-        report=lambda done: bar.update(done - bar.n) and None,
+        report=lambda done: _advance(bar, done),
     )
     bar.close()
     lessons = [read_lesson(work / "views", number) for number in range(len(budgets))]
     held_back, training = lessons[-1], lessons[:-1]
-    guide.learn_scale(torch.cat([lesson.teacher for lesson in training[:8]]).to(device))
+    if earlier is None:
+        guide.learn_scale(torch.cat([lesson.teacher for lesson in training[:8]]).to(device))
+    else:
+        guide.load_state_dict(earlier.state_dict())
 
+    begun = None if earlier is None else tensor_hash(earlier.state_dict())
     optimizer = torch.optim.AdamW(_groups(guide, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.98))
-    run = _Run(guide, optimizer, work, json.loads(json.dumps(asdict(options) | {"guide": config.to_diff_dict()} | key)))
+    run = _Run(
+        guide,
+        optimizer,
+        work,
+        json.loads(json.dumps(asdict(options) | {"guide": config.to_diff_dict(), "started_from": begun} | key)),
+    )
     start = run.take_up() if resume else 0
     last = min(options.steps, stop_after or options.steps)
     bar = tqdm(total=options.steps, initial=start, desc="guide", unit="step", disable=None)
@@ -134,12 +149,14 @@ def train_guide(
         "teacher": teacher.source,
         "teacher_sha256": teacher.sha256,
         "encoder_sha256": key["encoder_sha256"],
+        "started_from": begun,
         "photos": list(photos.origins),
         "options": asdict(options),
         "seconds_of_last_run": round(time.perf_counter() - started, 1),
         "explained": {name: round(value, 4) for name, value in result.items()},
     }
-    save_guide(guide, out, facts)
+    save_guide(guide, out, facts, (work / "metrics.jsonl").read_text())
+    shutil.rmtree(work)
     return result
 
 
@@ -162,12 +179,14 @@ def evaluate_guide(guide: Guide, lesson: Lesson, model: SparseFormerModel) -> di
     return {"guided": 1 - guided / count, "nearest": 1 - nearest / count}
 
 
-def save_guide(guide: Guide, out: Path, facts: dict[str, Any]) -> None:
-    """Writes `guide/` into a folder, whole or not at all: the weights, and `guide.json` that says how they were made."""
+def save_guide(guide: Guide, out: Path, facts: dict[str, Any], metrics: str | None = None) -> None:
+    """Writes `guide/` into a folder, whole or not at all: weights, `guide.json` that says how they were made, and the curve."""
     make_folder(out / GUIDE)
     with replacing_inside(out / GUIDE) as folder:
         guide.save_pretrained(folder)
         (folder / "guide.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        if metrics is not None:
+            (folder / "metrics.jsonl").write_text(metrics, encoding="utf-8")
 
 
 class _Run:
@@ -203,6 +222,15 @@ class _Run:
         self.guide.load_state_dict(state["guide"])
         self.optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
+
+
+def _in(precision: torch.dtype, module: Any) -> Any:
+    """A copy of a module in some precision."""
+    return copy.deepcopy(module).to(precision)
+
+
+def _advance(bar: Any, done: int) -> None:
+    bar.update(done - bar.n)
 
 
 def _key(

@@ -35,5 +35,10 @@ class GuideOptions:
         for name in ("steps", "batch_size", "views", "warm_up", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1.")
+        if 128 % self.batch_size:
+            raise ValueError(f"batch_size is {self.batch_size}; views are kept by 128, which it must divide.")
+        least, most = self.crop_scale
+        if not 0 < least <= most <= 1:
+            raise ValueError(f"crop_scale is {least} to {most}; shares of a photo rise, from more than 0 to at most 1.")
         if not self.budgets:
             raise ValueError("budgets names none: give at least one number of tokens.")

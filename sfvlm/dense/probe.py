@@ -47,6 +47,7 @@ class LinearHead(nn.Module):
         self.norm = nn.BatchNorm2d(width)
         self.classifier = nn.Conv2d(width, num_classes, kernel_size=1)
         nn.init.normal_(self.classifier.weight, std=0.01)
+        assert self.classifier.bias is not None
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, maps: Tensor) -> Tensor:

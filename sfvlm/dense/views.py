@@ -176,5 +176,5 @@ def _output(tensors: Mapping[str, Tensor | None]) -> SparseFormerOutput:
     first, boxes = tensors["first_boxes"], tensors["boxes"]
     assert boxes is not None
     rois = (boxes,) if first is None else (first, boxes)
-    kept = {name: tensors[name] for name in KEPT}
+    kept: dict[str, Any] = {name: tensors[name] for name in KEPT}
     return SparseFormerOutput(last_hidden_state=tensors["tokens"], token_rois=rois, **kept)

@@ -120,6 +120,8 @@ class TrainGuideCommand:
     """Folders, tar shards (globs and braces too), Hugging Face datasets on disk, or scenes:COUNT for rendered ones."""
     out: Path | None = None
     """Folder that receives guide/; default the model's own."""
+    start_from: Path | None = None
+    """Folder whose guide is trained on; its sizes and its choice of patches count then."""
     guide_size: int = 128
     """Width of the guide."""
     attending_blocks: int = 1

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from ...dense.guide import GuideConfig
+from torch import nn
+
+from ...dense.guide import GuideConfig, open_guide
 from ...dense.learning import train_guide
 from ...encoder.folder import open_student
 from ...teachers.open import open_teacher
@@ -21,10 +23,15 @@ def train_guide_command(command: TrainGuideCommand) -> None:
     if command.out is None and str(folder) != command.model:
         raise ValueError(f"{command.model} is a name of the zoo, whose files stay as they are: give a folder (--out).")
     out = folder if command.out is None else command.out
-    model = open_student(folder).float().to(usable_device(command.device))
+    model = open_student(folder).float()
+    nn.Module.to(model, usable_device(command.device))  # transformers' own says of itself that it takes none
     teacher = open_teacher(command.teacher or _its_teacher(folder))
     check_descent(model.config, teacher, command.model)
     chosen = model.config.focusing == "chosen"
+    if not chosen and (command.context_share is not None or command.context_blocks is not None):
+        raise ValueError(
+            f"Context is for encoders that choose patches, and {command.model} has {model.config.focusing} focusing."
+        )
     config = GuideConfig.of(
         model.config,
         guide_size=command.guide_size,
@@ -34,8 +41,11 @@ def train_guide_command(command: TrainGuideCommand) -> None:
         context_share=command.context_share,
         context_blocks=command.context_blocks,
     )
+    earlier = None if command.start_from is None else open_guide(command.start_from, model.config)
+    if command.start_from is not None and earlier is None:
+        raise ValueError(f"There is no guide in {command.start_from}: name the folder that holds guide/.")
     photos = open_and_say(command.photos)
-    train_guide(model, teacher, photos, out, command.training, config, resume=command.resume)
+    train_guide(model, teacher, photos, out, command.training, config, earlier=earlier, resume=command.resume)
     say(f"Wrote {out / 'guide'}.")
 
 
