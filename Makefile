@@ -20,7 +20,7 @@ BESIDE := $(if $(filter clip-tiny,$(TEACHER)),sparseformer-tiny-49)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup integrations test reference oldest browser lint types check format quickstart demo clean
+.PHONY: setup integrations test reference oldest browser lint types check pages format docs docs-serve quickstart demo notebook hooks clean
 
 setup: $(VENV)/installed
 
@@ -56,10 +56,10 @@ $(VENV)-oldest/installed: pyproject.toml
 	$(VENV)-oldest/bin/python -m pip install --quiet --no-deps "$(LLAVA)"
 	touch $@
 
-# The demo in a headless Chromium: the one on the PATH, or CHROMIUM=/path/to/it.
+# The demo and the report of `sfvlm make` in a headless Chromium: the one on the PATH, or CHROMIUM=/path/to/it.
 browser: setup
 	$(BIN)/python -m pip install --quiet --group browser
-	$(BIN)/python -m pytest -m browser tests/demo/test_browser.py
+	$(BIN)/python -m pytest -m browser tests/demo/test_browser.py tests/make/test_page.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -71,9 +71,27 @@ types: setup
 
 check: lint types test
 
+# Fills the figures, tables and plots of the pages from the files in results/.
+pages: setup
+	$(BIN)/python scripts/build_pages.py
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages as a site, in site/; a warning fails. In an environment of its own, for it needs none of the package's.
+docs: $(VENV)-docs/installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
+
+# The same at http://127.0.0.1:8000, written anew whenever a page is saved.
+docs-serve: $(VENV)-docs/installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs serve
+
+$(VENV)-docs/installed: pyproject.toml
+	test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-docs/bin/python -m pip install --quiet --group docs
+	touch $@
 
 # Bootstraps a SparseFormer, measures it beside its teacher and the shipped, longer trained one, and draws where it looks.
 # Interrupted, it continues.
@@ -92,5 +110,15 @@ quickstart: setup
 demo: setup
 	$(BIN)/python demo/app.py --browser $(DEMO)
 
+# Opens the tour in Jupyter.
+notebook: setup
+	$(BIN)/python -m pip install --quiet --group notebook jupyterlab
+	$(BIN)/jupyter lab notebooks/tour.ipynb
+
+# Lint and types before every commit: .pre-commit-config.yaml.
+hooks: setup
+	$(BIN)/python -m pip install --quiet --group hooks
+	$(BIN)/pre-commit install
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest runs build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-docs runs site build dist .pytest_cache .ruff_cache

@@ -28,17 +28,16 @@ def chat_tab(sides: Sides, feedback: Path | None, users: int) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=420):
             chatbot = gr.Chatbot(
-                height=470,
+                height=560,
                 render=False,
                 show_label=False,
                 elem_id="chat",
-                placeholder="**Ask about a photo.**\n\nDrop one into the box below, or start from an example.",
+                placeholder="**Ask about a photo.**\n\nDrop one into the box below, or click an example.",
                 buttons=["copy"],
                 feedback_options=None if feedback is None else ("Like", "Dislike"),
             )
             holder = gr.Column()
             cost = gr.Markdown("", elem_classes="cost", elem_id="chat-cost")
-            below = gr.Column()
         with gr.Column(scale=1, min_width=220):
             settings = _settings(hosts)
     box = gr.MultimodalTextbox(
@@ -57,6 +56,8 @@ def chat_tab(sides: Sides, feedback: Path | None, users: int) -> None:
             multimodal=True,
             chatbot=chatbot,
             textbox=box,
+            # Without values for the settings: they then lie in the chat, and a click asks.
+            examples=[[{"text": text, "files": [path]}] for path, text in example_photos()],
             additional_inputs=[*settings, written],
             additional_outputs=[cost, written],
             concurrency_limit=users,
@@ -65,9 +66,6 @@ def chat_tab(sides: Sides, feedback: Path | None, users: int) -> None:
             flagging_mode="never",
             fill_height=False,
         )
-    with below:
-        examples = [[{"text": text, "files": [path]}] for path, text in example_photos()]
-        gr.Examples(examples, [box], label="Examples: click one, then send it")
     if feedback is not None:
         chatbot.like(Feedback(feedback, sides.name).add, inputs=[chatbot, written], api_visibility="private")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
-from photos import example_photos, in_words, open_photo, photo_input
+from photos import example_photos, in_words, open_photo, photo_examples, photo_input
 from together import Progress, check_question, follow
 
 from sfvlm.hosts.template import user_message
@@ -29,7 +29,9 @@ def compare_tab(sides: Sides, limits: dict[str, Any]) -> None:
                 ask = gr.Button("Ask both", variant="primary", elem_id="compare-ask")
                 stop = gr.Button("Stop", elem_id="compare-stop")
             longest = gr.Slider(1, 512, value=128, step=1, label="Longest answer, tokens")
-            gr.Examples([list(each) for each in example_photos()], [photo, question], label="Examples")
+            examples = photo_examples(
+                example_photos(), [photo, question], "Examples: a click asks both", "compare-examples"
+            )
         with gr.Column(scale=3, min_width=420):
             with gr.Row():
                 columns = []
@@ -50,15 +52,11 @@ def compare_tab(sides: Sides, limits: dict[str, Any]) -> None:
                 "while the other one computes.",
                 elem_classes="hint",
             )
-    asked = gr.on(
-        [ask.click, question.submit],
-        Compare(sides).ask,
-        inputs=[photo, question, longest],
-        outputs=[*columns, verdict, words],
-        api_name="compare",
-        **limits,
-    )
-    stop.click(None, cancels=[asked], api_visibility="private")
+    compare = Compare(sides).ask
+    between: dict[str, Any] = dict(inputs=[photo, question, longest], outputs=[*columns, verdict, words], **limits)
+    asked = gr.on([ask.click, question.submit], compare, api_name="compare", **between)
+    example = examples.then(compare, api_visibility="private", **between)
+    stop.click(None, cancels=[asked, example], api_visibility="private")
 
 
 class Compare:

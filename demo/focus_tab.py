@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
-from photos import example_photos, in_words, open_photo, photo_input
+from photos import example_path, in_words, open_photo, photo_examples, photo_input
 from PIL import Image, ImageDraw
 from rectangle import as_source, rectangle_picture
 from together import Progress, check_question, follow
@@ -22,6 +22,11 @@ from sfvlm.photos.scene_texts import Box
 WHOLE, FOCUSED = "whole", "focused"
 START = "Choose a photo, then drag a rectangle over what you want to know more of."
 MIDDLE = "30, 30, 70, 70"
+EXAMPLES = (  # a photo's name, or a scene's number; what is asked, and the rectangle
+    ("soccer.jpg", "Describe the photo.", "70, 20, 100, 90"),
+    (3, "What color is the digit?", "36, 36, 56, 56"),
+    (12, "What color is the object?", "55, 20, 70, 36"),
+)
 Shown = tuple[str, str, str, str, Any, str]
 
 
@@ -33,6 +38,13 @@ def focus_tab(sides: Sides, limits: dict[str, Any]) -> None:
         return
     assert sides.sparse is not None
     question = gr.Textbox(label="Question", lines=2, elem_id="focus-question", render=False)
+    rectangle = gr.Textbox(
+        MIDDLE,
+        label="Rectangle",
+        info="Left, top, right, bottom in % of the view",
+        elem_id="focus-rectangle",
+        render=False,
+    )
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=360):
             photo = photo_input(label="Photo", height=380, elem_id="focus-photo")
@@ -40,12 +52,11 @@ def focus_tab(sides: Sides, limits: dict[str, Any]) -> None:
             hint = gr.Markdown(START, elem_classes="hint")
             with gr.Row():
                 another = gr.Button("Another photo", visible=False, elem_id="focus-another")
-            gr.Examples([list(each) for each in example_photos()], [photo, question], label="Examples")
+            rows = [(example_path(which), *asked) for which, *asked in EXAMPLES]
+            examples = photo_examples(rows, [photo, question, rectangle], "Examples: a click asks", "focus-examples")
         with gr.Column(scale=1, min_width=360):
             question.render()
-            rectangle = gr.Textbox(
-                MIDDLE, label="Rectangle", info="Left, top, right, bottom in % of the view", elem_id="focus-rectangle"
-            )
+            rectangle.render()
             share = gr.Slider(
                 10, 100, value=100, step=5, label="Tokens sent into the rectangle, %", elem_id="focus-share"
             )
@@ -60,20 +71,20 @@ def focus_tab(sides: Sides, limits: dict[str, Any]) -> None:
             boxes = gr.Image(
                 label="Where the tokens looked", interactive=False, height=320, buttons=[], elem_id="focus-boxes"
             )
-    asked = gr.on(
-        [ask.click, question.submit],
-        Focus(sides.sparse).ask,
+    focus = Focus(sides.sparse).ask
+    between: dict[str, Any] = dict(
         inputs=[photo, question, rectangle, share],
         outputs=[whole, whole_cost, answer, cost, boxes, verdict],
-        api_name="focus",
         **limits,
     )
-    stop.click(None, cancels=[asked], api_visibility="private")
+    asked = gr.on([ask.click, question.submit], focus, api_name="focus", **between)
+    example = examples.then(focus, api_visibility="private", **between)
+    stop.click(None, cancels=[asked, example], api_visibility="private")
     chosen: dict[str, Any] = dict(
-        outputs=[picture, photo, another, hint, rectangle], api_visibility="private", show_progress="hidden"
+        outputs=[picture, photo, another, hint], api_visibility="private", show_progress="hidden"
     )
     photo.change(_Chosen(sides.sparse).show, photo, **chosen)
-    another.click(lambda: None, None, photo, api_visibility="private")
+    another.click(lambda: (None, MIDDLE), None, [photo, rectangle], api_visibility="private")
     picture.select(_drawn, None, rectangle, api_visibility="private", show_progress="hidden")
 
 
@@ -161,21 +172,21 @@ def _shown(so_far: Progress, drawn: Any, told: str) -> Shown:
 
 
 class _Chosen:
-    """Shows the view of a photo in place of the photo, to be drawn on; the rectangle of the one before goes."""
+    """Shows the view of a photo in place of the photo, to be drawn on."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
 
-    def show(self, path: str | None) -> tuple[Any, Any, Any, str, str]:
+    def show(self, path: str | None) -> tuple[Any, Any, Any, str]:
         hidden, shown = gr.update(visible=False), gr.update(visible=True)
         if path is None:
-            return hidden, shown, hidden, START, MIDDLE
+            return hidden, shown, hidden, START
         try:
             view = seen_view(self.host, open_photo(path))
         except Exception as error:
-            return hidden, shown, hidden, f"⚠ {in_words(error)}", MIDDLE
+            return hidden, shown, hidden, f"⚠ {in_words(error)}"
         told = "This is what the tower sees. Drag a rectangle over what you want to know more of."
-        return gr.update(value=as_source(view), visible=True), hidden, shown, told, MIDDLE
+        return gr.update(value=as_source(view), visible=True), hidden, shown, told
 
 
 def _drawn(event: gr.EventData) -> str:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import gradio as gr
-from photos import example_photos, in_words, open_photo, photo_input
+from photos import example_photos, in_words, open_photo, photo_examples, photo_input
 from PIL import Image
 from together import check_question
 
@@ -45,7 +45,7 @@ def look_tab(sides: Sides, limits: dict[str, Any]) -> None:
             ask = gr.Button("Look", variant="primary", elem_id="look-ask")
             answer = gr.Textbox(label="Answer", lines=2, elem_id="look-answer")
             cost = gr.Markdown(elem_classes="cost")
-            gr.Examples([list(each) for each in example_photos()], [photo, question], label="Examples")
+            examples = photo_examples(example_photos(), [photo, question], "Examples: a click asks", "look-examples")
         with gr.Column(scale=3, min_width=420):
             show = gr.Radio([BOXES, ATTENTION], value=BOXES, show_label=False, elem_id="look-show")
             picture = gr.Image(
@@ -64,14 +64,14 @@ def look_tab(sides: Sides, limits: dict[str, Any]) -> None:
     # always_last: by default what is asked for while something is drawn is dropped.
     hidden: dict[str, Any] = dict(api_visibility="private", show_progress="hidden", trigger_mode="always_last")
     chosen, drawn = [looked, step, show, word], [picture, caption]
-    gr.on(
-        [ask.click, question.submit, budget.release],
-        Look(sides).look,
+    looking = Look(sides).look
+    between: dict[str, Any] = dict(
         inputs=[photo, question, budget],
         outputs=[answer, cost, picture, caption, looked, step, word, token, show],
-        api_name="look",
         **limits,
     )
+    gr.on([ask.click, question.submit, budget.release], looking, api_name="look", **between)
+    examples.then(looking, api_visibility="private", **between)
     step.input(draw, [*chosen, token], drawn, **hidden)
     gr.on([show.input, everything.click], draw_without_token, chosen, [*drawn, token], **hidden)
     word.input(draw_word, [looked, step, word], [*drawn, token, show], **hidden)

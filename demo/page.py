@@ -19,14 +19,38 @@ from sfvlm.look.words import budget_in_words
 # One photo, one word at a time: all that computes with the model shares this queue.
 QUEUE = "model"
 HOUR = 3600  # seconds
+# Inside @media gradio puts the page's own container before each selector, so what lies around it is laid out without.
 STYLE = """
 .gradio-container {max-width: 1180px !important; margin: 0 auto !important}
+.main.fillable {padding: 16px clamp(12px, 4vw, 32px) !important}
 #title {padding: 14px 0 2px}
 #title h1 {margin: 0; font-size: 1.5rem}
 .cost p, .hint p {font-size: .85rem; color: var(--neutral-500); padding: 0 4px}
+.dark .cost p {color: var(--neutral-400)}
+.dark .hint p {color: var(--neutral-400)}
 .verdict p {font-size: 1.05rem; padding: 0 4px}
 #chat button[aria-label="Share"], #chat button[title="Share"] {display: none}
+#chat .placeholder {text-align: center; flex-grow: 0 !important; padding: 22px 0 10px}
+#chat .placeholder-content {justify-content: flex-start !important}
+#chat .examples {grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)) !important; gap: 12px !important}
+#chat .example {border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 8px !important; overflow: hidden}
+#chat .example:hover {border-color: var(--color-accent)}
+#chat .example-image-container {width: 100%; height: 118px}
+#chat .example-image-container img {width: 100%; height: 100%; object-fit: cover; object-position: center 22%; border-radius: 6px}
+#chat .message img {max-height: 230px; width: auto; border-radius: 6px}
+.asked thead {display: none}
+.asked td {padding: 4px 8px !important; text-align: left !important}
+.asked tr > :first-child {width: 76px}
+.asked .container, .asked img {width: 64px !important; height: 46px !important; border: none !important; object-fit: cover}
+#compare-words .empty {min-height: 90px !important}
 footer {opacity: .6}
+@media (max-width: 640px) {
+  .tab-container button {padding: 0 9px !important}
+  #chat .examples {display: grid !important; grid-template-columns: 1fr 1fr !important; gap: 8px !important; width: 100%}
+  #chat .example {width: auto !important; min-width: 0 !important}
+  #chat .example-image-container {height: 84px}
+  #chat .placeholder {padding: 8px 0}
+}
 """
 
 
@@ -42,6 +66,8 @@ def page_style() -> dict[str, Any]:
         block_title_text_color_dark="*neutral_200",
         block_label_background_fill="*neutral_50",
         block_label_text_color="*neutral_700",
+        block_label_background_fill_dark="*neutral_800",
+        block_label_text_color_dark="*neutral_200",
     )
     return {"theme": theme, "css": STYLE}
 

@@ -1,4 +1,4 @@
-"""Photos of the page: what people upload, with its limits, and rendered examples."""
+"""Photos of the page: what people upload, with its limits, and the examples: real photos and rendered scenes."""
 
 import atexit
 import functools
@@ -20,10 +20,14 @@ UPLOAD_LIMIT = "20mb"
 MAX_PIXELS = 64_000_000
 MAX_RATIO = 64  # of its sides: several people may show photos at once, and a line becomes a large picture
 MAX_PHOTOS, MAX_PIXELS_TOGETHER = 16, 2 * MAX_PIXELS  # of a conversation
-EXAMPLES = (  # scene, question
+REAL = Path(__file__).parent / "photos"  # its README says where they are from
+EXAMPLES = (  # a photo's name, or a scene's number; what is asked
+    ("soccer.jpg", "Describe the photo."),
+    ("dog.jpg", "Is there a dog in the photo?"),
+    ("bike.jpg", "What is in the photo?"),
+    ("bench.jpg", "Is there a person in the photo?"),
     (3, "What color is the biggest object?"),
-    (7, "What shape is the biggest object?"),
-    (12, "How many objects are there?"),
+    (12, "What shape is the biggest object?"),
 )
 
 
@@ -76,16 +80,32 @@ def open_photos(paths: Sequence[str]) -> list[Image.Image]:
 
 
 @functools.cache
-def example_photos() -> tuple[tuple[str, str], ...]:
-    """Rendered photos in a temporary folder, each with a question."""
+def example_path(which: str | int) -> str:
+    """A real photo by name, or a rendered scene by number, which is drawn into a temporary folder."""
+    if isinstance(which, str):
+        return str(REAL / which)
+    path = _scenes() / f"scene-{which}.png"
+    render_scene(SCENE_TEST_SEED, which, 896).image.save(path)
+    return str(path)
+
+
+@functools.cache
+def _scenes() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="sfvlm-examples-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    found = []
-    for index, question in EXAMPLES:
-        path = folder / f"scene-{index}.png"
-        render_scene(SCENE_TEST_SEED, index, 896).image.save(path)
-        found.append((str(path), question))
-    return tuple(found)
+    return folder
+
+
+def example_photos() -> list[tuple[str, str]]:
+    """Real photos, then rendered ones, each with a question."""
+    return [(example_path(which), question) for which, question in EXAMPLES]
+
+
+def photo_examples(rows: Sequence[Sequence[str]], fields: list[Any], label: str, elem_id: str) -> Any:
+    """Examples below the fields that they fill; what happens once they have, follows by `then`."""
+    examples = gr.Examples([list(each) for each in rows], fields, label=label, elem_id=elem_id)
+    examples.dataset.elem_classes = ["asked"]
+    return examples.load_input_event
 
 
 def in_words(error: BaseException) -> str:

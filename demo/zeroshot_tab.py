@@ -7,7 +7,7 @@ from photos import example_photos, in_words, open_photo, photo_input
 
 from sfvlm.evaluate.ranking import TEMPLATE, Ranker
 
-NAMES = "red cross\npurple square\norange cross\ngreen pentagon\nblack heart\npink ring\nblue circle\nyellow star"
+NAMES = "soccer match\ndog\nbike\nbench\nbeach\nchurch\npurple square\nred cross"
 
 
 def zeroshot_tab(ranker: Ranker | str, limits: dict[str, Any]) -> None:
@@ -21,7 +21,12 @@ def zeroshot_tab(ranker: Ranker | str, limits: dict[str, Any]) -> None:
             names = gr.Textbox(NAMES, label="Classes, one a line", lines=6, max_lines=12, elem_id="rank-names")
             template = gr.Textbox(TEMPLATE, label="Sentence", info="{c} stands for the class")
             button = gr.Button("Rank", variant="primary", elem_id="rank-ask")
-            gr.Examples([[path] for path, _ in example_photos()], [photo], label="Examples")
+            gr.Examples(
+                [[path] for path, _ in example_photos()],
+                [photo],
+                label="Examples: a click ranks",
+                elem_id="rank-examples",
+            )
         with gr.Column(scale=3, min_width=420):
             with gr.Row():
                 labels = [

@@ -15,6 +15,7 @@ Options = TypeVar("Options")
 # Name -> options in the module of that name in `sfvlm.commands.options`, action in that of `sfvlm.commands`. Each is imported
 # when it is asked for: the action, which needs torch, when the flags have been read.
 COMMANDS = {
+    "make": ("MakeCommand", "make_command"),
     "bootstrap": ("BootstrapCommand", "bootstrap_command"),
     "zeroshot": ("ZeroShotCommand", "zeroshot_command"),
     "swap": ("SwapCommand", "swap_command"),

@@ -1,6 +1,5 @@
-"""The README is true: its files exist, its Python runs, its flags are flags."""
+"""The README is true and short: its Python runs, its tree is the house. What holds of every page is in `test_docs`."""
 
-import pkgutil
 import re
 import runpy
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from test_docs import SCRIPTS
 from tiny import tiny_model
 
 from sfvlm.encoder.folder import image_processor
@@ -18,23 +18,13 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_every_room_is_in_the_tree_with_a_line() -> None:
-    tree = README.split("## The files")[1]
+    tree = README.split("## The rooms")[1]
     rooms = {path.name for path in (ROOT / "sfvlm").iterdir() if path.is_dir() and not path.name.startswith("_")}
     assert set(re.findall(r"^  (\w+)/ +\w", tree, re.M)) == rooms
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_files_and_names_on_a_page_are_there(page: Path) -> None:
-    text = page.read_text()
-    files = {name for name in re.findall(r"[\w/]+/\w+\.(?:py|md|png)\b", text) if not name.startswith(("runs/", "/"))}
-    assert {
-        name for name in files if not any((top / name).exists() for top in (ROOT, ROOT / "sfvlm", page.parent))
-    } == set()
-    for name in sorted(set(re.findall(r"\bsfvlm(?:\.\w+)+", text))):
-        pkgutil.resolve_name(name)
+def test_it_is_read_in_one_go() -> None:
+    assert len(README.splitlines()) <= 150
 
 
 def test_the_python_on_the_first_screen_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,26 +40,12 @@ def test_the_python_on_the_first_screen_runs(tmp_path: Path, monkeypatch: pytest
     assert names["output"].hidden_states[-2].shape == torch.Size([1, 50, 64])  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "scripts/bootstrap_clip.py",
-        "scripts/swap_llava_tower.py",
-        "scripts/convert_llava.py",
-        "eval/zeroshot.py",
-        "eval/vqa.py",
-        "eval/fidelity.py",
-        "eval/speed.py",
-    ],
-)
-def test_scripts_explain_themselves_and_know_the_readmes_flags(
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_explain_themselves(
     script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     with pytest.raises(SystemExit) as stopped:  # in this process: a new one takes half a minute to import torch
         runpy.run_path(str(ROOT / script), run_name="__main__")
     assert stopped.value.code == 0
-    said = capsys.readouterr().out
-    for line in re.findall(rf"^python {script} (.*)$", README, re.M):
-        for flag in re.findall(r"--[a-z-]+", line):
-            assert flag in said, flag
+    assert len(capsys.readouterr().out) > 400

@@ -143,13 +143,14 @@ def reduce(
     return tower.eval()
 
 
-def reduce_host(host: str | Path, method: str, num_tokens: int | None) -> ReducedTower:
+def reduce_host(host: str | Path, method: str, num_tokens: int | None, teacher: Teacher | None = None) -> ReducedTower:
     """A host's own tower with few tokens, for the layer that this host reads; of several the last.
 
     Args:
         host: A folder of a transformers LLaVA, LLaVA-NeXT or LLaVA-OneVision.
         method: One of `METHODS`.
         num_tokens: Image tokens of a photo or tile.
+        teacher: The host's own tower, where it is open already; the reduced one then holds that one, and no copy.
 
     Raises:
         ValueError: As `reduce`; or no number is given, or the folder is no host with a CLIP or SigLIP.
@@ -159,7 +160,7 @@ def reduce_host(host: str | Path, method: str, num_tokens: int | None) -> Reduce
         raise ValueError(f"The method {method!r} has no budget of its own: give --num-tokens.")
     if not (Path(host) / "config.json").is_file():
         raise ValueError(f"The host {host} is no folder with a config.json.")
-    teacher = open_teacher(host)
+    teacher = teacher or open_teacher(host)
     layers = getattr(AutoConfig.from_pretrained(host), "vision_feature_layer", -1)
     depth = teacher.config.num_hidden_layers
     last = max(layer_from_end(layer, depth) for layer in ([layers] if isinstance(layers, int) else layers))

@@ -1,6 +1,7 @@
 """A student in training: everything that a step changes and a checkpoint keeps, and the devices it is trained on."""
 
 import copy
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -76,6 +77,17 @@ def open_accelerator(options: BootstrapOptions, config: SparseFormerConfig, out:
             f"batch_size {options.batch_size} is not a multiple of the {accelerator.num_processes} processes."
         )
     return accelerator
+
+
+def place_of_host(options: BootstrapOptions) -> dict[str, Any]:
+    """Where the host of a run is opened, and in which dtype, as `open_host` takes both.
+
+    Each process has its own GPU; and what half of 16 bits rounds to zero, bfloat16 does not.
+    """
+    if options.cpu or not torch.cuda.is_available():
+        return {"device": "cpu"}
+    dtype = "bfloat16" if torch.cuda.is_bf16_supported() else None
+    return {"device": f"cuda:{os.environ.get('LOCAL_RANK', '0')}", "dtype": dtype}
 
 
 def open_learner(student: SparseFormerModel, options: BootstrapOptions, accelerator: Accelerator) -> Learner:

@@ -1,26 +1,22 @@
 """The command that makes a SparseFormer from a teacher and photos."""
 
-import os
 import shlex
 from dataclasses import replace
-from typing import Any
-
-import torch
 
 from ..bootstrap.alignment import for_host
-from ..bootstrap.options import BootstrapOptions
+from ..bootstrap.learner import place_of_host
 from ..bootstrap.run import SKIPPED, bootstrap
 from ..encoder.configuration import CHOICE, SparseFormerConfig
 from ..encoder.folder import open_student
 from ..hosts.facts import read_host
 from ..hosts.host import open_host
 from ..photos.batches import SkipLog
+from ..photos.sources import open_and_say
 from ..teachers.inherit import inherit, take_over
 from ..teachers.open import Teacher, check_own_tower, open_teacher
 from ..teachers.student import check_descent, student_config
 from ..util.console import say
 from ..zoo.names import resolve
-from .opening import open_and_say
 from .options.bootstrap import BootstrapCommand
 
 
@@ -48,7 +44,7 @@ def bootstrap_command(command: BootstrapCommand) -> None:
     say(report.summary())
     options, host = command.training, None
     if command.host is not None:
-        host = open_host(command.host, **_place_of_host(options))
+        host = open_host(command.host, **place_of_host(options))
         if not options.objective.needs_host:
             read = read_host(host.model.config, host.processor).layers
             options = replace(options, objective=for_host(options.objective, max(read)))
@@ -63,14 +59,6 @@ def bootstrap_command(command: BootstrapCommand) -> None:
     else:
         places = shlex.join(["--host", command.host, "--tower", str(command.out)])
         say(f"Wrote {command.out}. Use it: python scripts/swap_llava_tower.py {places}")
-
-
-def _place_of_host(options: BootstrapOptions) -> dict[str, Any]:
-    """Each process has its own GPU; and what half of 16 bits rounds to zero, bfloat16 does not."""
-    if options.cpu or not torch.cuda.is_available():
-        return {"device": "cpu"}
-    dtype = "bfloat16" if torch.cuda.is_bf16_supported() else None
-    return {"device": f"cuda:{os.environ.get('LOCAL_RANK', '0')}", "dtype": dtype}
 
 
 def _student_config(command: BootstrapCommand, teacher: Teacher) -> SparseFormerConfig:

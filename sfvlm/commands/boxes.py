@@ -2,9 +2,9 @@
 
 from ..encoder.folder import open_student
 from ..look.draw import draw_focusing, save_picture
+from ..photos.sources import open_and_say
 from ..util.console import say
 from ..zoo.names import folder_of
-from .opening import open_and_say
 from .options.boxes import BoxesCommand
 
 

@@ -1,22 +1,20 @@
 """The command behind `eval/fidelity.py`: how near towers keep a host to what it says with its dense one."""
 
-import shlex
 import sys
 from typing import Any
 
 from ..bootstrap.targets.interview import Interview, read_prompts
-from ..evaluate.fidelity import Fidelity, measure_fidelity, passed_over
+from ..evaluate.fidelity import fidelity_rows, measure_fidelity, passed_over
 from ..hosts.host import open_host
-from ..hosts.named_towers import put_tower, split_tower
+from ..hosts.named_towers import split_tower
 from ..hosts.reader import HostReader
-from ..look.sides import twin_of
+from ..look.sides import twins_with
 from ..photos.batches import Selection
+from ..photos.sources import Photos, named, open_and_say
 from ..teachers.open import open_teacher
 from ..util.console import say
 from ..util.results import Row, aligned, check_json, check_once, short_names, write_results
-from ..util.statistics import mean_interval, paired_comparison
 from ..util.subsets import spread
-from .opening import open_and_say
 from .options.fidelity import FidelityCommand
 
 
@@ -26,15 +24,11 @@ def fidelity_command(command: FidelityCommand) -> None:
     _check(command)
     prompts = read_prompts(command.prompts) if command.prompts else ()
     every = open_and_say(command.photos)
-    photos = Selection(every, spread(len(every), command.limit or None))
+    photos = Selection(every, _chosen(every, command))
     host = open_host(command.host, dtype=command.dtype, device=command.device)
     dense = open_teacher(command.host).model.to(host.model.device, host.model.dtype)
-    # A swap takes the dense tower out of its host: each is made on a twin of the same weights.
-    towers: dict[str, Any] = {}
-    for name, tower in zip(short_names(command.tower), command.tower, strict=True):
-        twin = twin_of(host)
-        put_tower(twin, tower)
-        towers[name] = twin.model.model.vision_tower
+    twins = twins_with(host, dict(zip(short_names(command.tower), command.tower, strict=True)))
+    towers: dict[str, Any] = {name: twin.model.model.vision_tower for name, twin in twins.items()}
     reader = HostReader(host.model, host.processor)
     interview = Interview(
         reader, host.processor, host.fingerprint, dense, command.turns, command.seed, prompts, command.batch_size
@@ -47,7 +41,8 @@ def fidelity_command(command: FidelityCommand) -> None:
         sys.stderr.write(f"\nInterrupted; {kept}.\n")
         raise SystemExit(130) from None
     first = next(iter(found.values()))
-    rows = [_row(command, name, towers[name].config.budget, each, first) for name, each in found.items()]
+    tokens = {name: tower.config.budget for name, tower in towers.items()}
+    rows = fidelity_rows(found, tokens, "+".join(short_names(command.photos)), command.host)
     say(
         f"\nWhat {command.host} says with its own tower, through others: {len(first.photos)} photos, {command.turns} prompts each"
     )
@@ -56,9 +51,21 @@ def fidelity_command(command: FidelityCommand) -> None:
     if count:
         say(f"{count} of {len(photos)} photos were passed over, the first of them {why}.")
     if command.out is not None:
-        asked = {name: getattr(command, name) for name in ("turns", "seed", "limit")} | {"remarks": list(every.remarks)}
-        write_results(command.out, rows, {"command": shlex.join(sys.argv), "device": str(host.model.device), **asked})
+        asked = {name: getattr(command, name) for name in ("turns", "seed", "limit")}
+        asked |= {"only": command.only and str(command.only), "remarks": list(every.remarks)}
+        write_results(command.out, rows, asked, host.model.device)
         say(f"\nWrote {command.out}; the answers are in {answers}.")
+
+
+def _chosen(photos: Photos, command: FidelityCommand) -> list[int]:
+    """Which of the photos are asked about."""
+    if command.only is None:
+        return spread(len(photos), command.limit or None)
+    remarks: list[str] = []
+    indices = sorted(named(photos, command.only, remarks))
+    for remark in remarks:
+        say(remark)
+    return [indices[number] for number in spread(len(indices), command.limit or None)]
 
 
 def _check(command: FidelityCommand) -> None:
@@ -71,17 +78,6 @@ def _check(command: FidelityCommand) -> None:
     for tower in command.tower:
         split_tower(tower)
     check_once("tower", command.tower)
-
-
-def _row(command: FidelityCommand, name: str, tokens: int, found: Fidelity, first: Fidelity) -> Row:
-    metrics: dict[str, float] = {"tokens": tokens, "photos": len(found.photos)}
-    for measure in ("divergence", "same_words"):
-        metrics |= mean_interval(getattr(found, measure), found.photos).metrics(measure)
-    if found is not first:
-        comparison = paired_comparison(first.divergence, found.divergence, found.photos)
-        metrics |= comparison.difference.metrics("difference")
-    dataset = "+".join(short_names(command.photos))
-    return dict(dataset=dataset, model=name, pretrained=command.host, task="fidelity", metrics=metrics, language="en")
 
 
 def fidelity_table(rows: list[Row]) -> str:

@@ -1,8 +1,5 @@
 """The command that measures what focus is worth on rendered scenes."""
 
-import shlex
-import sys
-
 from ..look.focus import Case, ask_crops, ask_scenes, scene_cases
 from ..look.sides import open_sides
 from ..util.console import say
@@ -43,7 +40,7 @@ def focus_command(command: FocusCommand) -> None:
     say(f"\n{len(cases)} questions about objects of {command.scenes} scenes, {command.image_size} pixels wide")
     say(vqa_table(rows, "accuracy", shown))
     if command.out is not None:
-        write_results(command.out, rows, {"command": shlex.join(sys.argv)})
+        write_results(command.out, rows, {}, sides.sparse.model.device)
         say(f"\nWrote {command.out}.")
 
 

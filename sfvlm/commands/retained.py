@@ -1,12 +1,11 @@
 """The command that joins results of several benchmarks: what is retained of the first model, and who is ahead."""
 
-import shlex
-import sys
 from dataclasses import asdict
 
 from ..util.console import say
 from ..util.files import write_json
-from ..util.results import aligned, check_json, provenance
+from ..util.provenance import making
+from ..util.results import aligned, check_json
 from ..util.statistics import Interval
 from ..vqa.retained import BenchmarkScores, Retained, is_scores, left_out, read_scores, retained
 from .options.retained import RetainedCommand
@@ -34,9 +33,9 @@ def retained_command(command: RetainedCommand) -> None:
         say(f"Left out: {name}, which is not in the results of {', '.join(benchmarks)}.")
     if command.out is not None:
         benchmarks = [each.benchmark for each in files]
-        facts = {"benchmarks": benchmarks, "of": of, "command": shlex.join(sys.argv)}
+        facts = {"benchmarks": benchmarks, "of": of}
         command.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(command.out, {"retained": [asdict(each) for each in found], **facts, **provenance("sfvlm", "numpy")})
+        write_json(command.out, {"retained": [asdict(each) for each in found], **facts, **making()})
         say(f"Wrote {command.out}.")
 
 

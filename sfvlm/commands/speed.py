@@ -1,6 +1,5 @@
 """The command behind `eval/speed.py`: hosts, encoders, or random models of published sizes, to tables of what they cost."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,11 +13,11 @@ from ..alternatives.towers import REDUCE
 from ..bootstrap.options import BootstrapOptions
 from ..encoder.accelerate import check_possible
 from ..hosts.host import check_host, open_host
-from ..photos.sources import first_images
+from ..photos.sources import first_images, open_and_say
 from ..speed.encoders import SUITE_BUDGETS, Encoder, Encoders, dense_base, encoder_name, open_dense, suite
 from ..speed.energy import open_meter
 from ..speed.hosts import Subject, check_numbers, host_facts, host_subject, measure_hosts
-from ..speed.measure import Row, cost_table, machine, write_costs
+from ..speed.measure import Row, cost_table, write_costs
 from ..speed.plots import check_plot, plot_quality, plot_scaling
 from ..speed.rounds import Ceilings, measure_encoders
 from ..speed.scaling import (
@@ -33,7 +32,6 @@ from ..teachers.student import student_config
 from ..util.console import say
 from ..util.devices import usable_device
 from ..util.results import short_names
-from .opening import open_and_say
 from .options.speed import SpeedCommand
 
 FEWEST_PHOTOS = 16  # that take turns
@@ -101,10 +99,10 @@ class Report:
         """Keeps rows; the file has them from now on."""
         self.rows += rows
         if self.command.out is not None:
-            settings = asdict(self.command) | {"batch_sizes": self.batch_sizes, "command": shlex.join(sys.argv)}
+            settings = asdict(self.command) | {"batch_sizes": self.batch_sizes}
             settings = {name: _plain(value) for name, value in settings.items()}
-            facts = {"settings": settings, "machine": machine(self.device), **self.facts, "finished": is_last}
-            write_costs(self.command.out, self.rows, facts)
+            facts = {"settings": settings, **self.facts, "finished": is_last}
+            write_costs(self.command.out, self.rows, facts, self.device)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """The command behind `eval/vqa.py`: hosts, questions and photos to one table and one results file."""
 
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from ..hosts.host import Host, check_host, open_host
 from ..hosts.named_towers import put_tower, split_tower
 from ..look.sides import twin_of
 from ..photos.decode import UnreadablePhoto
+from ..photos.sources import open_and_say
 from ..util.choices import SCENE_TEST_SEED
 from ..util.console import say
 from ..util.devices import usable_device
@@ -45,7 +45,6 @@ from ..vqa.metrics import Score
 from ..vqa.photos import NamedPhotos, SourcePhotos, TablePhotos, check_photos
 from ..vqa.questions import Question
 from ..vqa.retained import write_scores
-from .opening import open_and_say
 from .options.vqa import VqaCommand
 
 
@@ -86,8 +85,8 @@ def vqa_command(command: VqaCommand) -> None:
     if command.out is not None:
         made = {name: getattr(command, name) for name in ("split", "negatives", "seed", "limit")}
         remarks = list(photos.photos.remarks) if isinstance(photos, SourcePhotos) else []
-        facts = {"command": shlex.join(sys.argv), "device": _device(command), **made, "remarks": remarks}
-        write_results(command.out, rows, facts)
+        facts = {**made, "remarks": remarks}
+        write_results(command.out, rows, facts, usable_device(command.device))
         write_scores(
             command.out,
             command.benchmark,
@@ -290,7 +289,3 @@ def _cell(name: str, value: float | None, headline: str) -> str:
     if headline in ("points", "cider_d") and not name.startswith("retained"):
         return f"{value:{sign}.{1 if headline == 'points' else 3}f}"
     return f"{value:{sign}.1%}"
-
-
-def _device(command: VqaCommand) -> str:
-    return str(usable_device(command.device))

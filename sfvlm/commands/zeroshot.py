@@ -1,8 +1,6 @@
 """The command that measures SparseFormers beside their teacher and the cheap alternatives."""
 
 import functools
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -75,9 +73,9 @@ def zeroshot_command(command: ZeroShotCommand) -> None:
         skipped[source] = list(broken)
         passed_over[source] = dict(photos.passed_over.counts)
         if command.out is not None:  # each time: what stops a later source loses nothing
-            facts = {"command": shlex.join(sys.argv), "skipped": skipped, "citations": citations, "device": device}
+            facts = {"skipped": skipped, "citations": citations}
             facts |= {"passed_over": passed_over, "remarks": {name: list(said) for name, said in remarks.items()}}
-            write_results(command.out, rows, facts)
+            write_results(command.out, rows, facts, device)
         say(f"\n{name}: {found[0]['task'].replace('_', ' ')}, {len(views) - len(broken)} photos of {image_size} pixels")
         say(table(found))
         for remark in remarks[source]:

@@ -25,6 +25,8 @@ from ..hosts.reader import Texts
 from ..photos.decode import UnreadablePhoto
 from ..photos.sources import SomePhotos
 from ..photos.views import ShowablePhotos, view_settings
+from ..util.results import Row
+from ..util.statistics import mean_interval, paired_comparison
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,26 @@ def measure_fidelity(
         name: Fidelity(tuple(keys), *(tuple(torch.cat(each).tolist()) for each in zip(*batches, strict=True)))
         for name, batches in found.items()
     }
+
+
+def fidelity_rows(found: Mapping[str, Fidelity], tokens: Mapping[str, int], dataset: str, host: str) -> list[Row]:
+    """Rows of a results file, a tower each, with 95 % intervals; `difference` is paired with the first tower, photo by photo.
+
+    Args:
+        found: By the name of the tower.
+        tokens: Of each tower.
+        dataset, host: What the photos and the host are called.
+    """
+    first, rows = next(iter(found.values())), []
+    for name, each in found.items():
+        metrics: dict[str, float] = {"tokens": tokens[name], "photos": len(each.photos)}
+        for measure in ("divergence", "same_words"):
+            metrics |= mean_interval(getattr(each, measure), each.photos).metrics(measure)
+        if each is not first:
+            comparison = paired_comparison(first.divergence, each.divergence, each.photos)
+            metrics |= comparison.difference.metrics("difference")
+        rows.append(dict(dataset=dataset, model=name, pretrained=host, task="fidelity", metrics=metrics, language="en"))
+    return rows
 
 
 def passed_over(photos: SomePhotos, found: Fidelity) -> tuple[int, str]:

@@ -27,12 +27,12 @@ from ..encoder.folder import open_student
 from ..encoder.sparseformer import SparseFormerModel
 from ..util.errors import reason
 from ..util.files import appearing, check_absent, read_json, stand_ins
-from ..util.results import provenance
+from ..util.provenance import provenance
 from ..util.tensors import tensor_hash
 from ..zoo.weight_files import WeightFiles, open_weights, read_tensors
 from .facts import read_host
 from .plan import Plan, Setting, apply_plan, plan_swap, restore
-from .tower import check_dtype
+from .tower import TowerConfig, check_dtype
 from .weights import bytes_hash, parts, tower_prefix, write_weights
 
 MANIFEST, DENSE = "swap.json", "dense"
@@ -79,6 +79,17 @@ def swap_folder(
     finally:
         restore((*settings, of_tower))
     return manifest
+
+
+def plan_folder(host: str | Path, tower: TowerConfig, num_tokens: int | None = None) -> Plan:
+    """What `swap_folder` would change for a tower of this configuration: the reasons to refuse come before the tower is made.
+
+    Raises:
+        ValueError: They do not fit, or the folder is no host whose tower can be replaced.
+    """
+    config, processor = _open_host(Path(host))
+    _dtype_of_host(config, open_weights(Path(host)))
+    return plan_swap(read_host(config, processor), tower, num_tokens)
 
 
 def undo_folder(swapped: str | Path, out: str | Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from transformers import (
 from ..util.devices import usable_device
 from ..util.errors import reason
 from ..util.files import stand_ins
-from ..util.tensors import check_loaded
+from ..util.tensors import check_loaded, equal_rows_once
 from ..zoo.names import resolve
 from .facts import CLASS_TOKENS, HOSTS, dense_tokens
 from .generation import check_settings_file, end_tokens, generate, settings_for, up_to_end
@@ -151,7 +151,8 @@ class Host:
         if not conversations:
             return []
         inputs = self.encode(conversations, images)
-        with self.turns:
+        tower = self.model.model.vision_tower
+        with self.turns, equal_rows_once(tower, "pixel_values"):
             settings = settings_for(self.model, self.processor.tokenizer, max_new_tokens)
             output = generate(self.model, inputs, settings)
         ends = end_tokens(self.model, self.processor.tokenizer)

@@ -4,20 +4,27 @@ from pathlib import Path
 
 from ..alternatives.methods import method_named
 from ..alternatives.towers import REDUCE, reduce_host
+from ..teachers.open import Teacher
 from ..zoo.names import folder_of, resolve
 from .host import Host
 from .swap import swap
 
 
-def put_tower(host: Host, tower: str) -> None:
+def put_tower(host: Host, tower: str, dense: Teacher | None = None) -> None:
     """Swaps an open host's tower for one that is given as TOWER or TOWER@TOKENS.
+
+    Args:
+        host: Is changed.
+        tower: What it is given.
+        dense: The host's own tower, where it is open already: several of `reduce:` hold one and the same then.
 
     Raises:
         ValueError: There is no such tower, it does not fit, or its number of tokens is none.
     """
     name, count = split_tower(tower)
     if name.startswith(REDUCE):
-        swap(host.model, host.processor, reduce_host(folder_of(host.source), name.removeprefix(REDUCE), count))
+        few = reduce_host(folder_of(host.source), name.removeprefix(REDUCE), count, dense)
+        swap(host.model, host.processor, few)
     else:
         swap(host.model, host.processor, name, count)
 

@@ -20,12 +20,15 @@ from typing import Any
 from PIL import Image
 from transformers import AutoConfig, AutoModel
 
+from ..alternatives.towers import REDUCE
 from ..encoder.sparseformer import SparseFormerModel
 from ..hosts.folders import DENSE, MANIFEST, TEMPLATES, read_manifest
 from ..hosts.host import Host, open_host
+from ..hosts.named_towers import put_tower
 from ..hosts.reply import Reply
 from ..hosts.swap import swap
 from ..hosts.weights import bytes_hash, parts, tower_prefix
+from ..teachers.open import open_teacher
 from ..zoo.names import resolve
 from ..zoo.weight_files import SAFE_INDEX, open_weights, read_tensors
 
@@ -125,6 +128,23 @@ def with_tower(dense: Host, tower: Any, num_tokens: int | None = None) -> Host:
     twin = twin_of(dense)
     swap(twin.model, twin.processor, tower, num_tokens)
     return twin
+
+
+def twins_with(host: Host, towers: Mapping[str, str]) -> dict[str, Host]:
+    """Twins of a dense host, by name, each with another tower as `put_tower` takes it; a swap takes a host's own tower out of it.
+
+    All of `reduce:` hold one copy of the dense tower.
+
+    Raises:
+        ValueError: One does not fit.
+    """
+    is_reduced = any(tower.startswith(REDUCE) for tower in towers.values())
+    dense = open_teacher(host.source) if is_reduced else None
+    twins = {}
+    for name, tower in towers.items():
+        twins[name] = twin_of(host)
+        put_tower(twins[name], tower, dense)
+    return twins
 
 
 def twin_of(host: Host) -> Host:

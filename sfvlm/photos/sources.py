@@ -15,6 +15,7 @@ from typing import Protocol
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..util.console import say
 from ..util.errors import check_of_file, shortened
 from ..util.files import read_templates, read_text
 from .class_names import read_classes
@@ -321,6 +322,14 @@ def open_photos(
         )
     if labelled and len(set(class_names)) > 1:
         raise NoLabels(f"The sources {listed} name different classes; open them one at a time.")
+    return photos
+
+
+def open_and_say(sources: str | Path | Sequence[str | Path]) -> Photos:
+    """`open_photos`, and its remarks said: what is passed over or assumed, before anything is done with the photos."""
+    photos = open_photos(sources)
+    for remark in photos.remarks:
+        say(remark)
     return photos
 
 

@@ -10,19 +10,17 @@ of encoders alone: `sfvlm.speed.encoders`; random models of published sizes to m
 Not torch.utils.benchmark: its `Timer` ends with one thing before it begins the next, and measures neither phases nor memory.
 """
 
-import importlib.metadata
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from ..util.files import write_json
+from ..util.provenance import making
 
 Measured = TypeVar("Measured")
 Measures = dict[str, float]
@@ -190,29 +188,6 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the measuring ran on: processor, threads, device, versions."""
-    names = ("sfvlm", "torch", "transformers")
-    return {
-        "cpu": _processor(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "system": platform.platform(),
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names},
-    }
-
-
-def _processor() -> str:
-    """The processor's name, as Linux has it; elsewhere as Python does."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def write_costs(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
-    """Writes rows and `facts` as JSON; the file is whole or absent."""
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(path, {"rows": list(rows), **facts, "date": date})
+def write_costs(path: Path, rows: Sequence[Row], facts: Mapping[str, Any], device: torch.device) -> None:
+    """Writes rows, how they came about and `facts` as JSON; the file is whole or absent."""
+    write_json(path, {"rows": list(rows), **making(device), **facts})

@@ -7,7 +7,7 @@ from ..encoder.configuration import SparseFormerConfig
 from ..util.choices import Focusing
 from .open import Teacher
 
-# What measurement prefers (RESULTS.md): a host wants tokens from everywhere, one vector for the photo the best of all, and more
+# What measurement prefers (docs/results/tried.md): a host wants tokens from everywhere, one vector for the photo the best of all, and more
 # context for them.
 HOSTS_CHOICE, OWN_CHOICE = dict(even_share=1.0, context_share=0.5), dict(even_share=0.2, context_share=1.0)
 

@@ -1,15 +1,16 @@
 """Results of an evaluation: a table for people, and the files that CLIP_benchmark reads."""
 
 import hashlib
-import importlib.metadata
 import os
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .files import write_json
+from .provenance import making
 
 RECALLS = (1, 5, 10)
 Row = dict[str, Any]  # CLIP_benchmark's six keys: dataset, model, pretrained, task, metrics, language
@@ -46,8 +47,8 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
 
 
-def write_results(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> Path:
-    """Writes all rows and `facts` to `path`, and each row alone to the folder of that name without its suffix.
+def write_results(path: Path, rows: Sequence[Row], facts: dict[str, Any], device: torch.device | str) -> Path:
+    """Writes all rows, how they came about and `facts` to `path`, and each row alone to the folder of that name without its suffix.
 
     A row has the keys dataset, model, pretrained, task, metrics, language; `clip_benchmark build FOLDER` reads the
     folder, which is returned. Files are whole or absent; earlier rows of the folder that these do not replace stay.
@@ -56,8 +57,7 @@ def write_results(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     for row in rows:
         write_json(folder / f"{_file_name(row)}.json", row)
-    content = {"results": list(rows), **facts, **provenance("sfvlm", "torch", "transformers", "numpy", "pillow")}
-    write_json(path, content)
+    write_json(path, {"results": list(rows), **making(device), **facts})
     return folder
 
 
@@ -91,12 +91,6 @@ def check_json(out: Path | None) -> None:
     folder = out.with_suffix("")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out is {out}, but {folder} is a file where a folder of that name belongs: choose another.")
-
-
-def provenance(*packages: str) -> dict[str, Any]:
-    """The date, and the versions of these packages: what a results file or manifest says of its making."""
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"date": date, "versions": {name: importlib.metadata.version(name) for name in packages}}
 
 
 def check_once(what: str, names: Sequence[str]) -> None:

@@ -1,10 +1,12 @@
-"""Tensors by name: whether two sets of them agree, and a hash of one."""
+"""Tensors by name: whether two sets of them agree, and a hash of one. And equal rows, which a module computes once."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 def check_keys(given: dict[str, Tensor], wanted: dict[str, Tensor], what: str) -> None:
@@ -52,3 +54,58 @@ def tensor_hash(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def equal_rows_once(module: nn.Module, name: str) -> Iterator[None]:
+    """Inside, a module computes equal rows of its input `name`, or of its first one, once: several questions about one photo.
+
+    Every tensor of its output is taken to have a row for each of the input's.
+    """
+    places: list[Tensor | None] = []
+
+    def before(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        rows = given[name] if name in given else args[0]
+        first, place = _first_rows(rows)
+        places.append(None if len(first) == len(rows) else place)
+        if len(first) == len(rows):
+            return args, given
+        chosen = rows[first]
+        return (args, given | {name: chosen}) if name in given else ((chosen, *args[1:]), given)
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        place = places.pop()
+        return output if place is None else _rows_of(output, place)
+
+    hooks = module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _first_rows(rows: Tensor) -> tuple[list[int], Tensor]:
+    """The rows that no earlier one equals, and for each row its place among those."""
+    first: list[int] = []
+    places = []
+    for number, row in enumerate(rows):
+        place = next((place for place, other in enumerate(first) if torch.equal(rows[other], row)), len(first))
+        if place == len(first):
+            first.append(number)
+        places.append(place)
+    return first, torch.tensor(places, device=rows.device)
+
+
+def _rows_of(output: Any, places: Tensor) -> Any:
+    """The rows at these places of every tensor in a tuple or model output; what is none stays."""
+    if isinstance(output, Tensor):
+        return output[places]
+    if isinstance(
+        output, Mapping
+    ):  # transformers' outputs; of one that is a dataclass too, fields and keys are the same
+        changed = {key: _rows_of(value, places) for key, value in output.items()}
+        return type(output)(**changed)
+    if isinstance(output, tuple | list):
+        return type(output)(_rows_of(each, places) for each in output)
+    return output

@@ -207,3 +207,34 @@ def test_classes_are_ranked(page: Page, photo: str, keep: Callable[[str], None])
     upload(page, "#rank-photo", photo)
     expect(page.locator("#rank-verdict")).to_contain_text("say", timeout=SLOW)
     keep("zeroshot")
+
+
+def test_a_click_on_an_example_asks(page: Page, keep: Callable[[str], None]) -> None:
+    page.locator("#chat button.example").first.click()
+    expect(page.locator("#chat-cost")).to_contain_text("49 tokens a photo", timeout=SLOW)
+    expect(page.locator("#chat")).to_contain_text("Describe the photo.")
+    keep("chat-example")
+    show(page, "Compare")
+    page.locator("#compare-examples img").nth(1).click()
+    expect(page.locator("#compare-verdict")).to_contain_text("49 instead of 16", timeout=SLOW)
+    expect(text_of(page, "#compare-question")).to_have_value("Is there a dog in the photo?")
+    keep("compare-example")
+    show(page, "Look")
+    page.locator("#look-examples img").nth(2).click()
+    expect(page.locator("#look-caption")).to_contain_text("49 boxes", timeout=SLOW)
+    show(page, "Focus")
+    for number, rectangle in enumerate(("70, 20, 100, 90", "36, 36, 56, 56")):  # the second replaces the first
+        page.locator("#focus-examples img").nth(number).click()
+        expect(text_of(page, "#focus-rectangle")).to_have_value(rectangle, timeout=SLOW)
+        expect(page.locator("#focus-verdict")).to_contain_text(("640 x 427", "896 x 896")[number], timeout=SLOW)
+    expect(page.locator("#focus-picture img")).to_be_visible(timeout=SLOW)
+    show(page, "Zero-shot")
+    page.locator("#rank-examples img").first.click()
+    expect(page.locator("#rank-verdict")).to_contain_text("say", timeout=SLOW)
+
+
+def test_a_narrow_page_scrolls_in_one_direction_only(page: Page, keep: Callable[[str], None]) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_timeout(500)
+    keep("chat-narrow")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -361,15 +361,15 @@ def seconds_to_first_word(cost: str) -> float:
     return float(number) / (1000 if unit == "ms" else 1)
 
 
-def test_another_photo_has_no_rectangle_yet(sides: Sides, files: dict[str, str]) -> None:
-    from focus_tab import MIDDLE, _Chosen
+def test_another_photo_has_no_rectangle_yet(sides: Sides) -> None:
+    from focus_tab import MIDDLE
     from page import build_page
 
-    assert sides.sparse is not None
-    chosen = next(each for each in build_page(sides, "none").fns.values() if each.name == "show")
-    assert chosen.outputs[-1].elem_id == "focus-rectangle"
-    for path in (files["photo0"], files["broken"], None):
-        assert _Chosen(sides.sparse).show(path)[-1] == MIDDLE
+    for each in build_page(sides, "none").fns.values():
+        if [component.elem_id for component in each.outputs] == ["focus-photo", "focus-rectangle"]:
+            assert each.fn is not None and each.fn() == (None, MIDDLE)
+            return
+    pytest.fail("Nothing takes photo and rectangle away.")
 
 
 def test_class_names_become_maps_of_the_photo(client: Client, files: dict[str, str]) -> None:

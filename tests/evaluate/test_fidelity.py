@@ -119,6 +119,29 @@ def test_the_command_keeps_answers_and_writes_rows(
     assert "reduce:average@9" in capsys.readouterr().out
 
 
+def test_photos_that_a_file_names_are_asked_about_alone(
+    llava: Path, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "names.txt").write_text("003.png\nscenes/017\nelsewhere.png\n")
+    out, names = tmp_path / "fidelity.json", str(tmp_path / "names.txt")
+    flags = [
+        "--photos",
+        str(photo_folder),
+        "--only",
+        names,
+        "--tower",
+        "reduce:stride@4",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
+    main(["fidelity", "--host", str(llava), *flags])
+    asked = (tmp_path / "fidelity" / "answers.jsonl").read_text().splitlines()[1:]
+    assert [json.loads(line)["key"] for line in asked] == ["scenes/003.png", "scenes/017.png"]
+    assert "1 of the 3 names" in capsys.readouterr().out and json.loads(out.read_text())["only"] == names
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

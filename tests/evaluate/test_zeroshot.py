@@ -403,7 +403,7 @@ def test_rows_of_long_names_get_files_of_their_own(tmp_path):
             {"dataset": dataset, "model": "m", "pretrained": long, "task": "t", "metrics": {}, "language": "en"}
             for dataset in ("one", "two")
         ]
-        files = list(write_results(tmp_path / f"{long[0]}.json", rows, {}).iterdir())
+        files = list(write_results(tmp_path / f"{long[0]}.json", rows, {}, "cpu").iterdir())
         assert sorted(json.loads(file.read_text())["dataset"] for file in files) == ["one", "two"]
 
 

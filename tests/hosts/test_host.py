@@ -53,6 +53,19 @@ def test_answers_are_those_of_generate(host: Host, photos: list[Image.Image]) ->
     assert host.answer([photos[1]], [PROMPTS[1]], max_new_tokens=8) == [expected]
 
 
+def test_a_photo_of_several_questions_is_encoded_once(host: Host, photos: list[Image.Image]) -> None:
+    images, prompts = [photos[0], photos[1], photos[0], photos[0]], PROMPTS
+    encoded: list[int] = []
+    first = host.model.model.vision_tower.get_submodule("embeddings")
+    hook = first.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
+    together = host.answer(images, prompts, max_new_tokens=8)
+    hook.remove()
+    assert encoded == [2]
+    assert together == [
+        host.answer([image], [prompt], max_new_tokens=8)[0] for image, prompt in zip(images, prompts, strict=True)
+    ]
+
+
 def test_a_batch_says_what_one_at_a_time_says(host: Host, photos: list[Image.Image]) -> None:
     images = [*photos, None]
     prompts = [*PROMPTS, "No photo at all"]

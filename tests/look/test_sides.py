@@ -20,7 +20,7 @@ from sfvlm.hosts.folders import swap_folder
 from sfvlm.hosts.host import Host, open_host
 from sfvlm.hosts.reply import Clock, Timings, Turns
 from sfvlm.hosts.template import user_message
-from sfvlm.look.sides import Sides, open_sides, with_tower, write_together
+from sfvlm.look.sides import Sides, open_sides, twins_with, with_tower, write_together
 from sfvlm.look.words import budget_in_words, cost_in_words, difference_in_words, word_difference
 from sfvlm.photos.scenes import render_scene
 from sfvlm.photos.views import tower_pixels
@@ -52,6 +52,15 @@ def test_both_sides_of_a_swapped_folder_answer_as_its_hosts_do(sides: Sides, den
     assert said(sides.sparse) == said(open_host(swapped_folder, device="cpu"))
     assert (sides.dense.token_budget, sides.sparse.token_budget) == (16, 49)
     assert budget_in_words(sides.sparse) == "49 tokens a photo"
+
+
+def test_twins_with_few_tokens_share_one_dense_tower_and_leave_the_host_as_it_is(dense: Host) -> None:
+    before = said(dense)
+    twins = twins_with(dense, {"even": "reduce:stride@4", "mean": "reduce:average@9"})
+    assert [twin.token_budget for twin in twins.values()] == [4, 9]
+    even, mean = (dict(twin.model.named_parameters()) for twin in twins.values())
+    assert all(even[name].data_ptr() == mean[name].data_ptr() for name in even) and even.keys() == mean.keys()
+    assert said(dense) == before and said(twins["even"]) != ""
 
 
 def test_the_sides_share_what_is_not_the_tower(sides: Sides) -> None:

@@ -272,9 +272,9 @@ def test_the_command_measures_folders(
     ]  # fmt: skip
     assert content["rows"][0].keys() == {"model", "source", "batch_size", "measures"}
     assert content["finished"] is True
-    assert content["machine"].keys() == {"cpu", "threads", "device", "system", "versions"}
     assert content["machine"]["threads"] == 1
-    assert content["machine"]["versions"]["torch"] == importlib.metadata.version("torch")
+    assert content["machine"]["device"] == "cpu"
+    assert content["versions"]["torch"] == importlib.metadata.version("torch")
     assert content["settings"]["new_tokens"] == 3 and content["settings"]["prompt"] == "Describe the photo in detail."
     assert content["date"]
 

@@ -15,6 +15,8 @@ class FidelityCommand:
     image tokens, as in runs/sf49@36 reduce:average@49."""
     photos: list[str] = field(default_factory=lambda: ["scenes:100:1000000"])
     """Folders, tar shards, Hugging Face datasets on disk, or scenes:COUNT:SEED; such that no tower was trained on."""
+    only: Path | None = None
+    """File with the names of the photos to ask about, one a line; default all of them."""
     limit: int = 200
     """At most so many photos, spread evenly over all; 0 for all."""
     turns: int = 4

@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from ...util.files import appearing, check_absent, read_json
-from ...util.results import provenance
+from ...util.provenance import provenance
 from ...zoo.downloads import hub_folder
 from ...zoo.names import resolve
 from ...zoo.weight_files import WeightFiles, read_tensor, read_tensors
