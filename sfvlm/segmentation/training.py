@@ -27,7 +27,7 @@ from ..dense.probe import segmentation_loss
 from ..photos.batches import SkipLog
 from ..util.devices import usable_device
 from ..util.files import make_folder, replacing_inside, write_json
-from ..util.results import provenance
+from ..util.provenance import provenance
 from .batches import Batch, batches
 from .evaluation import Candidate, evaluate
 from .model import SparseFormerForSemanticSegmentation, label_names, processor_of

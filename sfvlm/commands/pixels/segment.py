@@ -16,7 +16,7 @@ from ...segmentation.overlays import Layer, panel
 from ...segmentation.painter import Painter, agreement, shares_of, shown_size
 from ...segmentation.views import normalized, whole_view
 from ...util.console import say
-from ..opening import open_and_say
+from ...photos.sources import open_and_say
 from .options import SegmentCommand
 from .towers import is_segmenter, open_segmenter, open_tower, teacher_of
 

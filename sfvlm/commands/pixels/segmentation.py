@@ -1,7 +1,5 @@
 """The command that measures what models say of each pixel."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,8 +60,7 @@ def segmentation_command(command: SegmentationCommand) -> None:
     found = evaluate(candidates, photos, labels, dataset=dataset, task=task, **shared)
     remarks = _remarks(photos, found, labels)
     if command.out is not None:
-        facts = {"command": shlex.join(sys.argv), "skipped": found.skipped, "remarks": remarks, "device": str(device)}
-        write_results(command.out, found.rows, facts)
+        write_results(command.out, found.rows, {"skipped": found.skipped, "remarks": remarks}, device)
     say(f"\n{dataset}: {len(photos) - len(found.skipped)} photos")
     say(_table(found))
     for remark in remarks:

@@ -13,7 +13,7 @@ from ...util.console import say
 from ...util.devices import usable_device
 from ...util.files import read_json
 from ...zoo.names import resolve
-from ..opening import open_and_say
+from ...photos.sources import open_and_say
 from .options import TrainGuideCommand
 
 
