@@ -58,7 +58,7 @@ class Lesson:
 
 
 def chunk_budgets(views: int, budgets: Sequence[int], own: int) -> list[int]:
-    """The budget of each chunk of so many views: every second one the model's own, the others in turn.
+    """The budget of each chunk of so many views: every second one and the last, which measures, the model's own; the others in turn.
 
     Raises:
         ValueError: There are too few views for one chunk to learn from and one to measure on.
@@ -69,7 +69,8 @@ def chunk_budgets(views: int, budgets: Sequence[int], own: int) -> list[int]:
             f"views is {views}; a guide needs {2 * CHUNK} at least: {CHUNK} to learn from, as many to measure on."
         )
     others = [budget for budget in budgets if budget != own] or [own]
-    return [own if number % 2 == 0 else others[number // 2 % len(others)] for number in range(chunks)]
+    turns = [own if number % 2 == 0 else others[number // 2 % len(others)] for number in range(chunks - 1)]
+    return [*turns, own]
 
 
 @torch.no_grad()

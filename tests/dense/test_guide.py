@@ -138,6 +138,12 @@ def test_a_run_of_other_settings_and_a_teacher_of_another_grid_are_refused(tmp_p
         train_guide(model, coarse, photos, tmp_path / "other", OPTIONS, config)
 
 
+def test_half_of_the_views_and_those_that_measure_are_at_the_models_own_budget():
+    assert views.chunk_budgets(6 * views.CHUNK, (16, 49, 100), 49) == [49, 16, 49, 100, 49, 49]
+    with pytest.raises(ValueError, match="views is 200"):
+        views.chunk_budgets(200, (16,), 49)
+
+
 def test_a_backbone_gives_one_map_in_a_tuple():
     model = tiny_model("chosen")
     for guide in (None, tiny_guide()):

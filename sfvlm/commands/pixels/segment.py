@@ -11,12 +11,12 @@ from ...dense.vocabulary import Way
 from ...encoder.sparseformer import SparseFormerModel
 from ...evaluate.texts import open_text_encoder
 from ...look.draw import save_picture
+from ...photos.sources import open_and_say
 from ...segmentation.model import label_names
 from ...segmentation.overlays import Layer, panel
 from ...segmentation.painter import Painter, agreement, shares_of, shown_size
 from ...segmentation.views import normalized, whole_view
 from ...util.console import say
-from ...photos.sources import open_and_say
 from .options import SegmentCommand
 from .towers import is_segmenter, open_segmenter, open_tower, teacher_of
 

@@ -7,13 +7,13 @@ from torch import nn
 from ...dense.guide import GuideConfig, open_guide
 from ...dense.learning import train_guide
 from ...encoder.folder import open_student
+from ...photos.sources import open_and_say
 from ...teachers.open import open_teacher
 from ...teachers.student import check_descent
 from ...util.console import say
 from ...util.devices import usable_device
 from ...util.files import read_json
 from ...zoo.names import resolve
-from ...photos.sources import open_and_say
 from .options import TrainGuideCommand
 
 
