@@ -118,6 +118,7 @@ class NamedMap(nn.Module):
             return dense_map(SparseFormerOutput(last_hidden_state=vectors, token_rois=output.token_rois), (grid, grid))
         # Two witnesses, of one weight: the tokens, spread over what is like them; and what the guide takes the teacher's own last
         # layer to say of the cell, which needs no token there.
+        assert tower.head.projection is not None  # or `shared_space` would have refused the tower
         cells = tower.head.projection(guided.flatten(2).transpose(1, 2)).float()
         return F.normalize(spread(vectors, boxes, guided), dim=1) + as_map(
             F.normalize(cells, dim=-1), (guided.shape[-2], guided.shape[-1])
