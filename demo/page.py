@@ -1,4 +1,4 @@
-"""The page: a heading and five tabs over the two sides of one host."""
+"""The page: a heading and six tabs over the two sides of one host."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from compare_tab import compare_tab
 from focus_tab import focus_tab
 from gradio.themes import Soft
 from look_tab import look_tab
+from segment_tab import segment_tab
 from zeroshot_tab import zeroshot_tab
 
 from sfvlm.evaluate.ranking import Ranker
@@ -95,6 +96,8 @@ def build_page(sides: Sides, ranker: Ranker | str, *, feedback: Path | None = No
             focus_tab(sides, limits)
         with gr.Tab("Zero-shot", id="zeroshot"):
             zeroshot_tab(ranker, limits)
+        with gr.Tab("Segment", id="segment"):
+            segment_tab(ranker, limits)
         for each in page.fns.values():
             if each.concurrency_limit != "default":  # ChatInterface takes no queue
                 each.concurrency_id = QUEUE

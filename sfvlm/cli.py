@@ -27,8 +27,18 @@ COMMANDS = {
     "boxes": ("BoxesCommand", "boxes_command"),
     "focus": ("FocusCommand", "focus_command"),
     "onnx": ("OnnxCommand", "onnx_command"),
+    "train-guide": ("TrainGuideCommand", "train_guide_command"),
+    "train-segmentation": ("TrainSegmentationCommand", "train_segmentation_command"),
+    "segmentation": ("SegmentationCommand", "segmentation_command"),
+    "segment": ("SegmentCommand", "segment_command"),
     "zoo": ("ZooCommand", "zoo_command"),
 }
+PIXELS = (
+    "train-guide",
+    "train-segmentation",
+    "segmentation",
+    "segment",
+)  # in a room of their own, `sfvlm.commands.pixels`
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         for known in COMMANDS:
-            say(f"sfvlm {known:<10} {(_options(known).__doc__ or '').splitlines()[0]}")
+            say(f"sfvlm {known:<18} {(_options(known).__doc__ or '').splitlines()[0]}")
     elif name in COMMANDS:
         command(name, rest)
     else:
@@ -48,13 +58,20 @@ def command(name: str, arguments: list[str] | None = None) -> None:
     """One of `COMMANDS`, with its flags: by default those of the process, for a script that is this command."""
 
     def action(parsed: Any) -> None:
-        getattr(importlib.import_module(f"sfvlm.commands.{name}"), COMMANDS[name][1])(parsed)
+        getattr(importlib.import_module(modules_of(name)[1]), COMMANDS[name][1])(parsed)
 
     run(action, _options(name), arguments)
 
 
+def modules_of(name: str) -> tuple[str, str]:
+    """The modules of a command's flags and of its action."""
+    if name in PIXELS:
+        return "sfvlm.commands.pixels.options", f"sfvlm.commands.pixels.{name.replace('-', '_')}"
+    return f"sfvlm.commands.options.{name}", f"sfvlm.commands.{name}"
+
+
 def _options(name: str) -> type:
-    return getattr(importlib.import_module(f"sfvlm.commands.options.{name}"), COMMANDS[name][0])
+    return getattr(importlib.import_module(modules_of(name)[0]), COMMANDS[name][0])
 
 
 def run(action: Callable[[Any], None], options: type[Options], arguments: list[str] | None = None) -> None:

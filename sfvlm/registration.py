@@ -25,8 +25,9 @@ def register() -> None:
 
     from .alternatives.configuration import ReducedTowerConfig
     from .encoder.configuration import SparseFormerConfig
+    from .segmentation.configuration import SegmenterConfig
 
-    for config in (SparseFormerConfig, ReducedTowerConfig):
+    for config in (SparseFormerConfig, ReducedTowerConfig, SegmenterConfig):
         AutoConfig.register(config.model_type, config, exist_ok=True)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sfvlm.cli import COMMANDS, command
+from sfvlm.cli import COMMANDS, command, modules_of
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "torchvision", "transformers", "numpy", "PIL", "tqdm", "huggingface_hub", "safetensors"}
@@ -60,8 +60,7 @@ assert "torch" not in sys.modules
 @pytest.mark.parametrize("name", COMMANDS)
 def test_options_and_action_of_every_command_are_there(name: str) -> None:
     options, action = COMMANDS[name]
-    module = importlib.import_module(f"sfvlm.commands.{name}")
-    light = importlib.import_module(f"sfvlm.commands.options.{name}")
+    light, module = map(importlib.import_module, modules_of(name))
     assert getattr(module, options) is getattr(light, options)
     assert callable(getattr(module, action))
 

@@ -17,7 +17,7 @@ from ..encoder.blocks import Attention, Block
 from ..teachers.kernels import resample_kernel
 from ..teachers.open import DenseTransformer, TeacherOutput
 from .costs import Cost, cost
-from .merging import Schedule, attention_pool, log_size, merge, merging_counts
+from .merging import Merged, Schedule, attention_pool, log_size, merge, merging_counts
 
 
 class Control(nn.Module):
@@ -122,21 +122,23 @@ class TokenMerging(Control):
         counts = merging_counts(hidden[0].shape[1] - extra, self.target, self.depth, self.schedule)
         # (B, N) patches a token stands for; float32, because bfloat16 cannot count beyond 256.
         size = torch.ones(hidden[0].shape[:2], device=hidden[0].device)
+        places = torch.arange(size.shape[1], device=size.device).expand(size.shape)
         for block, count in zip(self.dense.blocks[: self.depth], counts, strict=True):
             assert isinstance(block, Block)
-            x, size = self._run(block, hidden[-1], size, count + extra)
+            x, size, place = self._run(block, hidden[-1], size, count + extra)
+            places = place.gather(1, places)
             hidden.append(x)
         pooled, logits = self._pool(hidden[-1], size)
-        return TeacherOutput(pooled, logits, tuple(hidden))
+        return TeacherOutput(pooled, logits, tuple(hidden), places[:, extra:] - extra)
 
-    def _run(self, block: Block, x: Tensor, size: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """One block, from (B, N, D) and sizes (B, N) to (B, count, D) and sizes (B, count)."""
+    def _run(self, block: Block, x: Tensor, size: Tensor, count: int) -> Merged:
+        """One block, from (B, N, D) and sizes (B, N) to (B, count, D), sizes (B, count), and where each token went, (B, N)."""
         attention: Attention = block.attn
         query, key, value = attention.heads(block.norm1(x))  # each (B, heads, N, D / heads)
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=log_size(size, query.dtype))
         x = x + attention.proj(read.transpose(1, 2).flatten(2))
-        x, size = merge(x, size, key.mean(dim=1), x.shape[1] - count, int(self.has_cls_token))
-        return x + block.mlp(block.norm2(x)), size
+        x, size, place = merge(x, size, key.mean(dim=1), x.shape[1] - count, int(self.has_cls_token))
+        return Merged(x + block.mlp(block.norm2(x)), size, place)
 
     def _pool(self, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor | None]:
         """The teacher's head, in which a token counts for all its patches: (B, N, D) -> pooled (B, E), logits."""

@@ -4,7 +4,7 @@ Shapes: B batch, N tokens (class token included), D width.
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,21 @@ from ..encoder.blocks import AttentionPool
 Schedule = Literal["early", "decreasing", "gradual"]
 
 
-def merge(x: Tensor, size: Tensor, metric: Tensor, remove: int, protected: int) -> tuple[Tensor, Tensor]:
+class Merged(NamedTuple):
+    """Tokens, fewer than before.
+
+    Attributes:
+        tokens: (B, N - remove, D), averaged by size.
+        size: (B, N - remove) patches each stands for.
+        place: (B, N) which of them each token became, or became a part of.
+    """
+
+    tokens: Tensor
+    size: Tensor
+    place: Tensor
+
+
+def merge(x: Tensor, size: Tensor, metric: Tensor, remove: int, protected: int) -> Merged:
     """Merges the `remove` most similar pairs of tokens into one each; the order of the others stays.
 
     Args:
@@ -24,12 +38,9 @@ def merge(x: Tensor, size: Tensor, metric: Tensor, remove: int, protected: int) 
         metric: (B, N, d) by whose cosine they are compared.
         remove: Tokens fewer, at most half of the unprotected ones.
         protected: Leading tokens that do not take part.
-
-    Returns:
-        Tokens (B, N - remove, D), averaged by size, and sizes (B, N - remove).
     """
     if remove == 0:
-        return x, size
+        return Merged(x, size, torch.arange(x.shape[1], device=x.device).expand(len(x), -1))
     metric = F.normalize(metric[:, protected:].float(), dim=-1)
     similarity, partner = (metric[:, 0::2] @ metric[:, 1::2].mT).max(dim=-1)  # (B, seekers)
     seeker = similarity.topk(remove, dim=-1).indices  # (B, remove)
@@ -41,7 +52,7 @@ def merge(x: Tensor, size: Tensor, metric: Tensor, remove: int, protected: int) 
     merged_size = size.new_zeros(len(x), count).scatter_add(1, place, size)
     weighted = x * size[..., None]
     total = weighted.new_zeros(len(x), count, x.shape[-1]).scatter_add(1, place[..., None].expand_as(x), weighted)
-    return (total / merged_size[..., None]).to(x.dtype), merged_size
+    return Merged((total / merged_size[..., None]).to(x.dtype), merged_size, place)
 
 
 def log_size(size: Tensor, dtype: torch.dtype) -> Tensor:

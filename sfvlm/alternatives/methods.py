@@ -40,41 +40,54 @@ CONTEXTUAL_SHARE = 10 / 64
 States = tuple[Tensor, ...]  # L + 1 of (B, [1 +] N, D)
 
 
+class Kept(NamedTuple):
+    """What is left of a photo.
+
+    Attributes:
+        states: L + 1 of (B, [1 +] N, D).
+        places: (B, P) which of the tokens that are read each patch became a part of; -1 where it was dropped. None where the
+            tokens are a grid of their own, row by row.
+    """
+
+    states: States
+    places: Tensor | None = None
+
+
 class Method(NamedTuple):
     """A way to few tokens.
 
     Attributes:
-        run: Dense transformer, photos (B, 3, H, W), number of tokens N, hidden state that is read -> `States`.
+        run: Dense transformer, photos (B, 3, H, W), number of tokens N, hidden state that is read -> `Kept`.
         on_grid: Whether N must be a square.
         choosing: Whether the tokens are chosen for the hidden state that is read; the others are cut to the same places.
         schedule: How tokens merge from block to block; N of them are there at the hidden state that is read.
     """
 
-    run: Callable[[DenseTransformer, Tensor, int, int], States]
+    run: Callable[[DenseTransformer, Tensor, int, int], Kept]
     on_grid: bool = False
     choosing: bool = False
     schedule: Schedule | None = None
 
 
-def lower_resolution(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> States:
+def lower_resolution(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> Kept:
     """The photo at so few pixels that its patches are `count`."""
-    return LowerResolution(dense, math.isqrt(count))(pixels).hidden_states
+    return Kept(LowerResolution(dense, math.isqrt(count))(pixels).hidden_states)
 
 
-def larger_patch(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> States:
+def larger_patch(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> Kept:
     """Patches so large that `count` of them fill the photo. Their kernel is made once for a size, without a gradient.
 
     Compiled code makes it at every call: it cannot tell whether the weights are still those that an earlier one was made of.
     """
     side, image_size = math.isqrt(count), pixels.shape[-1]
     if torch.compiler.is_compiling():
-        return LargerPatch(dense, side, image_size)(pixels).hidden_states
+        return Kept(LargerPatch(dense, side, image_size)(pixels).hidden_states)
     made_for = (side, image_size, *map(_version, dense.patch.parameters()))
     kept = dense.__dict__.get("_larger_patch")  # beside its modules: no tensor of its own, and saved with nothing
     if kept is None or kept[0] != made_for:
         with torch.inference_mode(False):  # what is made in that mode can take part in no gradient later
             kept = dense.__dict__["_larger_patch"] = (made_for, LargerPatch(dense, side, image_size))
-    return kept[1](pixels).hidden_states
+    return Kept(kept[1](pixels).hidden_states)
 
 
 def _version(tensor: Tensor) -> tuple[Any, ...]:
@@ -83,14 +96,14 @@ def _version(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), changes, tensor.dtype, tensor.device
 
 
-def stride(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> States:
+def stride(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> Kept:
     """The dense token nearest the centre of each cell of an even grid; of two that are as near, the later one."""
     side, (height, width) = math.isqrt(count), grid_of(dense.config, pixels)
     index = even_cells(side, height, width, pixels.device)  # (N,)
-    return take(dense(pixels).hidden_states, index.expand(len(pixels), -1), int(dense.config.has_cls_token))
+    return Kept(take(dense(pixels).hidden_states, index.expand(len(pixels), -1), int(dense.config.has_cls_token)))
 
 
-def average(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> States:
+def average(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> Kept:
     """The mean of the dense tokens in each cell of a grid; cells overlap where the grids do not divide."""
     side, grid = math.isqrt(count), grid_of(dense.config, pixels)
 
@@ -99,10 +112,10 @@ def average(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> S
         cells = F.adaptive_avg_pool2d(patches.transpose(1, 2).unflatten(2, grid), side)
         return torch.cat([cls, cells.flatten(2).transpose(1, 2)], dim=1)
 
-    return tuple(map(pool, dense(pixels).hidden_states))
+    return Kept(tuple(map(pool, dense(pixels).hidden_states)))
 
 
-def cls_attention(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> States:
+def cls_attention(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> Kept:
     """The tokens with most of the class token's attention, and the rest merged into a few.
 
     Attention is that of the block whose output is read, averaged over heads; without a class token, what a token gets
@@ -118,8 +131,9 @@ def cls_attention(dense: DenseTransformer, pixels: Tensor, count: int, read: int
     contextual = round(count * CONTEXTUAL_SHARE)
     dominant = received.topk(count - contextual, dim=1).indices
     if not contextual:
-        return take(states, dominant.sort(dim=1).values, extra)
-    return combine(states, join(dominant, key.mean(dim=1)[:, extra:], contextual), count, extra)
+        return chosen(states, dominant, extra)
+    places = join(dominant, key.mean(dim=1)[:, extra:], contextual)
+    return Kept(combine(states, places, count, extra), places)
 
 
 def join(dominant: Tensor, key: Tensor, contextual: int) -> Tensor:
@@ -137,7 +151,7 @@ def join(dominant: Tensor, key: Tensor, contextual: int) -> Tensor:
     return (kept.cumsum(dim=1) - 1).gather(1, owner)
 
 
-def diversity(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> States:
+def diversity(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> Kept:
     """Greedily the token farthest from those taken already, by cosine distance of the tokens that are read.
 
     The first is the one whose nearest other is farthest. The authors choose among the projector's outputs; a tower has
@@ -154,18 +168,19 @@ def diversity(dense: DenseTransformer, pixels: Tensor, count: int, read: int) ->
         taken.append(token)
         new = distance.gather(1, token[..., None].expand(-1, -1, tokens.shape[1]))[:, 0]  # (B, P)
         gain = nearest = nearest.minimum(new).scatter(1, token, -torch.inf)
-    return take(states, torch.cat(taken, dim=1).sort(dim=1).values, extra)
+    return chosen(states, torch.cat(taken, dim=1), extra)
 
 
-def merging(dense: DenseTransformer, pixels: Tensor, count: int, read: int, schedule: Schedule) -> States:
+def merging(dense: DenseTransformer, pixels: Tensor, count: int, read: int, schedule: Schedule) -> Kept:
     """Similar tokens merged from block to block, so that the hidden state that is read has `count` of them.
 
     Earlier states have more. Those after it, which no host reads, keep them and weigh them alike.
     """
-    states = list(TokenMerging(dense, count, schedule, read)(pixels).hidden_states)
+    merged = TokenMerging(dense, count, schedule, read)(pixels)
+    states = list(merged.hidden_states)
     for block in dense.blocks[read:]:
         states.append(block(states[-1]))
-    return tuple(states)
+    return Kept(tuple(states), merged.places)
 
 
 METHODS: dict[str, Method] = {
@@ -217,6 +232,14 @@ def take(states: States, index: Tensor, extra: int) -> States:
     leading = torch.arange(extra, device=index.device).expand(len(index), -1)
     index = torch.cat([leading, index + extra], dim=1)[..., None]  # (B, [1 +] N, 1)
     return tuple(state.gather(1, index.expand(-1, -1, state.shape[-1])) for state in states)
+
+
+def chosen(states: States, index: Tensor, extra: int) -> Kept:
+    """The patches of these places, (B, N) in any order, in the order of the photo; the others are dropped."""
+    index = index.sort(dim=1).values
+    nowhere = index.new_full((len(index), states[-1].shape[1] - extra), -1)
+    numbers = torch.arange(index.shape[1], device=index.device).expand_as(index)
+    return Kept(take(states, index, extra), nowhere.scatter(1, index, numbers))
 
 
 def combine(states: States, place: Tensor, count: int, extra: int) -> States:

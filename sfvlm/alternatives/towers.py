@@ -9,6 +9,7 @@ transformers' `from_pretrained` after `import sfvlm`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ from .methods import METHODS, check_count, method_named
 __all__ = ["METHODS", "REDUCE", "ReducedTower", "ReducedTowerConfig", "reduce", "reduce_host"]
 
 REDUCE = "reduce:"  # in front of a method's name, where a tower is named
+
+
+@dataclass
+class ReducedOutput(BaseModelOutputWithPooling):
+    """What such a tower returns: transformers' own, and where each patch went."""
+
+    places: Tensor | None = None
 
 
 class ReducedTower(PreTrainedModel):
@@ -52,7 +60,7 @@ class ReducedTower(PreTrainedModel):
         output_hidden_states: bool | int | Sequence[int] | None = None,
         return_dict: bool | None = None,
         **_: Any,
-    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
+    ) -> ReducedOutput | tuple[Any, ...]:
         """Encodes photos.
 
         Args:
@@ -63,7 +71,8 @@ class ReducedTower(PreTrainedModel):
 
         Returns:
             `hidden_states`: L + 1 of (B, [1 +] N, D); merging has more tokens before the layer that is read.
-            `last_hidden_state` is the last of them, before the final norm. There is no pooled vector.
+            `last_hidden_state` is the last of them, before the final norm. There is no pooled vector. `places`: (B, patches) which
+            of the tokens each patch became a part of, -1 where it was dropped; none where they are a grid, row by row.
 
         Raises:
             ValueError: The pixels are not (B, 3, H, W) or have too few patches, or another layer is read than was said.
@@ -76,9 +85,14 @@ class ReducedTower(PreTrainedModel):
         patches = (pixel_values.shape[-2] // patch) * (pixel_values.shape[-1] // patch)
         check_count(config.method, config.num_tokens, patches, config.read_state)
         method = METHODS[config.method]
-        states = method.run(self.dense, pixel_values.to(self.dtype), config.num_tokens, config.read_state)
+        kept = method.run(self.dense, pixel_values.to(self.dtype), config.num_tokens, config.read_state)
+        states = kept.states
         wanted = wants_hidden_states(config, asked)
-        output = BaseModelOutputWithPooling(last_hidden_state=states[-1], hidden_states=states if wanted else None)  # type: ignore[arg-type]
+        output = ReducedOutput(
+            last_hidden_state=states[-1],  # type: ignore[arg-type]
+            hidden_states=states if wanted else None,  # type: ignore[arg-type]
+            places=kept.places,
+        )
         return as_asked(config, return_dict, output)
 
     @torch.no_grad()

@@ -29,6 +29,7 @@ class Target:
     texts: Texts | None = None  # what the host was asked and answered
     logits: Tensor | None = None  # (M, V) at each of its words
     saliency: Tensor | None = None  # (B, patches) shares of what counts
+    dense: Tensor | None = None  # (B, D, h, w) the map behind its last norm, in the units of a guide
 
 
 def for_host(asked: Objective, layer: int) -> Objective:
@@ -137,6 +138,12 @@ def saliency_error(guess: Tensor, target: Target) -> Tensor:
     return F.mse_loss(ours - ours.mean(dim=-1, keepdim=True), truth - truth.mean(dim=-1, keepdim=True))
 
 
+def dense_error(student: SparseFormerOutput, target: Target) -> Tensor:
+    """Mean squared error of a guide's map, in units of each feature's spread over photos: -> scalar, 1 for the same everywhere."""
+    assert student.dense_map is not None and target.dense is not None
+    return F.mse_loss(student.dense_map.float(), target.dense.float())
+
+
 def align(
     student: SparseFormerOutput, target: Target, objective: Objective, host: HostReader | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -166,6 +173,8 @@ def align(
     if objective.saliency and student.saliency is not None:
         parts["saliency"] = saliency_error(student.saliency, target)
         weights["saliency"] = objective.saliency
+    if objective.dense:
+        parts["dense"], weights["dense"] = dense_error(student, target), objective.dense
     if not parts:
         raise ValueError("All objectives have weight 0: there is nothing to match.")
     total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()

@@ -43,18 +43,23 @@ class HeldBack:
         """Over all processes, which have to call it together.
 
         Returns:
-            `cosine` of the pooled vectors; `agreement` of the classifier's first choice, where there is one; `answer_agreement` of a
-            host's words, where these are matched; `box_...` statistics of this process's part.
+            `cosine` of the pooled vectors; `agreement` of the classifier's first choice, where there is one; `dense`, the share of
+            the teacher's map that a guide explains, where one is trained; `answer_agreement` of a host's words, where these are
+            matched; `box_...` statistics of this process's part.
         """
         student.eval()
         host, config, at_once = self.targets.host, self.targets.config, min(MOST_AT_ONCE, self.at_once)
-        cosines, agree, said, boxes = [], [], [], []
+        cosines, agree, said, boxes, maps = [], [], [], [], []
         for batch in held_back_batches(self.photos, config, host, at_once, self.accelerator, self.skips):
             pixels = pixels_of(batch, config, self.accelerator)
             with self.accelerator.autocast():
                 ours, theirs = student(pixels, output_hidden_states=host is not None), self.targets.dense(pixels)
                 if host is not None:
                     said += _same_words(ours, self.targets.of(theirs, batch, self.conversations), host)
+            if self.targets.guide is not None:
+                target = self.targets.of(theirs, batch)
+                assert target.dense is not None and ours.dense_map is not None
+                maps.append(1 - (ours.dense_map.float() - target.dense.float()).square().mean(dim=(1, 2, 3)))
             cosines.append(F.cosine_similarity(ours.pooler_output.float(), theirs.pooled.float(), dim=-1))
             if theirs.logits is not None:
                 agree.append((ours.logits.argmax(-1) == theirs.logits.argmax(-1)).float())
@@ -63,6 +68,8 @@ class HeldBack:
         result = {"cosine": self._mean(cosines)}
         if config.num_classes:  # on every rank, also one without photos: the mean is a joint act
             result["agreement"] = self._mean(agree)
+        if self.targets.guide is not None:
+            result["dense"] = self._mean(maps)
         if self.targets.objective.answers:
             result["answer_agreement"] = self._mean(said)
         return result | (

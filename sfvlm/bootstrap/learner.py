@@ -64,7 +64,8 @@ def open_accelerator(options: BootstrapOptions, config: SparseFormerConfig, out:
         project_dir=out,
         kwargs_handlers=[
             DistributedDataParallelKwargs(
-                broadcast_buffers=False, find_unused_parameters=sees_all_patches(config, options)
+                broadcast_buffers=False,
+                find_unused_parameters=sees_all_patches(config, options) or bool(options.objective.dense),
             ),
             InitProcessGroupKwargs(timeout=timedelta(days=7)),  # the others wait while the first one asks a host
         ],

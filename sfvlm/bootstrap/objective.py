@@ -17,6 +17,8 @@ class Objective:
             front).
         projected: Weight of `projected_tokens`; needs a host, whose own layer counts.
         answers: Weight of `answer_divergence`; needs a host.
+        dense: Weight of `dense_error`, for segmentation: of a guide, trained together with the student, that makes the teacher's own
+            map of every patch.
         saliency: Weight of `saliency_error`, for students that choose where to look.
         salient: What makes a patch worth looking at: the attention that it gets in the teacher, or how much a host's words
             depend on it, which needs `answers` and a third more time.
@@ -29,6 +31,7 @@ class Objective:
     layer: int = -2
     projected: float = 0.0
     answers: float = 0.0
+    dense: float = 0.0
     saliency: float = 1.0
     salient: Salient = "attention"
     anchor: Anchor = "average"

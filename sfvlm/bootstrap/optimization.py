@@ -43,7 +43,8 @@ def parameter_groups(model: nn.Module, focusing: str, options: BootstrapOptions)
         elif name.startswith("proportional."):
             rate, decay = options.proportion_learning_rate, 0.0
         else:
-            rate = options.fresh_learning_rate if is_fresh(name, focusing) or "lora_" in name else options.learning_rate
+            fresh = is_fresh(name, focusing) or "lora_" in name or name.startswith("guide.")
+            rate = options.fresh_learning_rate if fresh else options.learning_rate
             decay = options.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()]
@@ -62,9 +63,15 @@ def freeze_unread(student: SparseFormerModel, objective: Objective, layers: Sequ
     config = student.config
     unread: list[str] = []
     if not objective.pooled:
+        if objective.dense:  # a map is made of what comes after the last block and the last norm
+            layers = [*layers, -1]
         first_look = 0 if config.focusing == "fresh" else config.coarse_blocks
         deepest = max([first_look, *(config.num_hidden_layers + 1 + layer for layer in layers)])
-        unread += ["head.", *(f"blocks.{number}." for number in range(deepest, config.num_hidden_layers))]
+        parts = ("projection", "classifier", "attention_pool") if objective.dense else ("",)
+        unread += [
+            *(f"head.{part}" for part in parts),
+            *(f"blocks.{number}." for number in range(deepest, config.num_hidden_layers)),
+        ]
     if not objective.saliency:
         unread.append("focusing.saliency")
     frozen = set()

@@ -18,6 +18,8 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from ..dense.learning import save_guide
+from ..dense.together import attach_guide, detach_guide
 from ..encoder.compiling import compile_forms
 from ..encoder.sparseformer import SparseFormerModel
 from ..hosts.facts import read_host
@@ -85,14 +87,18 @@ def bootstrap(
     options.check(config)
     objective = options.objective.from_end(teacher.config.num_hidden_layers, config.num_hidden_layers)
     report = _freeze_unread(student, report, objective, host)
-    trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
-
     make_folder(out)
-    accelerator = open_accelerator(options, config, out)
-    at_once = photos_at_once(options, accelerator)
-    split, skips = split_photos(photos, options, for_host=host is not None), Skips(out / SKIPPED, accelerator)
+    split = split_photos(photos, options, for_host=host is not None)
     for remark in split.remarks:
         say(remark)
+    guide = None
+    if objective.dense:
+        guide = attach_guide(student, teacher.model, split.held_back, options.seed)
+    trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
+
+    accelerator = open_accelerator(options, config, out)
+    at_once = photos_at_once(options, accelerator)
+    skips = Skips(out / SKIPPED, accelerator)
     origin = Origin(teacher, config, trained, report, split, host, options, accelerator)
     learner = open_learner(student, options, accelerator)
     dense = teacher.model.to(accelerator.device)
@@ -101,7 +107,9 @@ def bootstrap(
     reader, told = None, {}
     if objective.needs_host:
         reader, told = ask_host(host, dense, split, out, options, at_once, accelerator)
-    targets = TeacherTargets(compile_forms(dense) if options.compile else dense, config, objective, cache, reader)
+    targets = TeacherTargets(
+        compile_forms(dense) if options.compile else dense, config, objective, cache, reader, guide
+    )
 
     checkpoints = RunCheckpoints(
         out / CHECKPOINTS, learner, origin.fingerprint(), options.keep_checkpoints, accelerator
@@ -126,7 +134,15 @@ def bootstrap(
         log.evaluation(result)
         if accelerator.is_main_process:
             facts = origin.facts(learner.step, skips.count, time.perf_counter() - started, result)
-            export_student(learner.finished(), out, report, facts)
+            finished = learner.finished()
+            learned = detach_guide(finished)
+            export_student(finished, out, report, facts)
+            if learned is not None:
+                save_guide(
+                    learned,
+                    out,
+                    {"teacher": teacher.source, "teacher_sha256": teacher.sha256, "trained": "with the encoder"},
+                )
     accelerator.wait_for_everyone()
     log.end()
     return result

@@ -24,6 +24,7 @@ class Focused(NamedTuple):
     cells: Tensor | None = None  # (B, N)
     context: Tensor | None = None  # (B, M, D)
     context_rois: Tensor | None = None  # (B, M, 4)
+    coarse: Tensor | None = None  # (B, tiles, D) what the first look saw, in the boxes of token_rois[0]
 
 
 class UnitNorm(nn.LayerNorm):

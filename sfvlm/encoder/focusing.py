@@ -86,7 +86,7 @@ class InheritedFocusing(Glimpses):
         token_roi = self.refiner(seen, token_roi)
         tokens = self.look(pixels, token_roi, frames) + self.memory(self.memory_norm(seen))
         rois = tuple(roi.on_photo(boxes, frames) for boxes in (tiles, token_roi))
-        return self._seen(tokens, rois)
+        return self._seen(tokens, rois)._replace(coarse=seen)
 
 
 class ChosenFocusing(Glimpses):
@@ -133,6 +133,7 @@ class ChosenFocusing(Glimpses):
         return self._seen(tokens, tuple(rois))._replace(
             context=_joined(whole.context, closer.context),
             context_rois=_joined(whole.context_rois, closer.context_rois),
+            coarse=_joined(whole.coarse, closer.coarse),
         )
 
     def _focus(self, pixels: Tensor, num_tokens: int, first_blocks: FirstBlocks, frames: roi.Frames | None) -> Focused:
@@ -147,7 +148,7 @@ class ChosenFocusing(Glimpses):
         tokens = self.look(pixels, boxes, frames) + roi.sample(remembered, roi.centers(boxes)[:, :, None])[:, :, 0]
         tiles, boxes = roi.on_photo(tiles, frames), roi.on_photo(boxes, frames)
         focused = self._seen(tokens[:, :num_tokens], (tiles, boxes[:, :num_tokens]))
-        focused = focused._replace(saliency=saliency, cells=cells)
+        focused = focused._replace(saliency=saliency, cells=cells, coarse=seen)
         if not context.shape[1]:
             return focused
         return focused._replace(context=tokens[:, num_tokens:], context_rois=boxes[:, num_tokens:])

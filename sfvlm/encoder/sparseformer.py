@@ -65,6 +65,10 @@ class SparseFormerOutput(ModelOutput):
             constant. Only where patches are chosen by it.
         cells: (B, N) which of the teacher's patches each token is, row by row. Only where patches are chosen.
         context_rois: (B, M, 4) boxes of the patches that were looked at beside them. Only where patches are chosen.
+        context_tokens: (B, M, D) what these were after the last block that they went through.
+        coarse_tokens: (B, tiles, D) what the first look saw, in the boxes of `token_rois[0]`; none where there is one look only.
+        dense_map: (B, D, h, w) the teacher's map as a guide makes it of all that, scaled; only while both are trained together
+            (`sfvlm.dense.together`).
     """
 
     # In transformers' order: its pipelines take the first one for the tokens.
@@ -77,6 +81,9 @@ class SparseFormerOutput(ModelOutput):
     saliency: Tensor | None = None
     cells: Tensor | None = None
     context_rois: Tensor | None = None
+    context_tokens: Tensor | None = None
+    coarse_tokens: Tensor | None = None
+    dense_map: Tensor | None = None
 
 
 def _constant(number: int) -> int:
@@ -159,9 +166,11 @@ class SparseFormerModel(PreTrainedModel):
         with_context = min(self.config.context_blocks, len(self.blocks))
         lengths = [hidden.shape[1]] * with_context + [own] * (len(self.blocks) - with_context)
         proportions = [None] * len(lengths) if self.proportional is None else self.proportional(lengths)
+        context = hidden[:, own:]
         for number, block in enumerate(self.blocks):
             hidden = self._run(block, hidden[:, : lengths[number]], proportions[number])
             hidden_states.append(hidden[:, :own])
+            context = hidden[:, own:] if hidden.shape[1] > own else context
         hidden = hidden[:, :own]
         pooled, logits = self.head(hidden)
 
@@ -176,6 +185,8 @@ class SparseFormerModel(PreTrainedModel):
             saliency=focused.saliency,
             cells=focused.cells,
             context_rois=focused.context_rois,
+            context_tokens=None if focused.context is None else context,
+            coarse_tokens=focused.coarse,
         )
         return as_asked(self.config, return_dict, output)
 

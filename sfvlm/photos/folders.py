@@ -19,6 +19,11 @@ SYSTEM_FOLDERS = {
 SPLITS = re.compile(
     r"(train|training|trainval|val|valid|validation|dev|test|testing|eval)([-_ ]?(set|data|images|\d+))?", re.I
 )
+# Folders of photos and of their masks, as data sets of segmentation call them.
+PHOTO_FOLDERS = ("images", "image", "imgs", "img", "photos", "jpegimages", "leftimg8bit")
+MASK_FOLDERS = (
+    "masks", "mask", "annotations", "annotation", "labels", "label", "segmentationclass", "segmentationclassaug", "gtfine", "gt",
+)  # fmt: skip
 MOST_KINDS = 6  # that a sentence names
 
 
@@ -37,7 +42,7 @@ class PassedOver:
         self.counts.update(other.counts)
         self.first = other.first | self.first
 
-    def sentence(self) -> str:
+    def sentence(self, taken_as: str = "photos") -> str:
         """What is passed over, in one line; nothing where nothing is."""
         if not self.counts:
             return ""
@@ -45,7 +50,7 @@ class PassedOver:
         said = [f"{count} {kind} (such as {self.first[kind]})" for kind, count in kinds[:MOST_KINDS]]
         if rest := kinds[MOST_KINDS:]:
             said.append(f"{sum(count for _, count in rest)} of {len(rest)} other kinds")
-        return f"Passed over, because they are not read as photos: {', '.join(said)}."
+        return f"Passed over, because they are not read as {taken_as}: {', '.join(said)}."
 
 
 def kind_of(name: str) -> str:
@@ -88,6 +93,27 @@ def image_names(root: Path) -> tuple[list[str], PassedOver]:
             else:
                 passed.add(kind, name)
     return sorted(names), passed
+
+
+def without_masks(names: Sequence[str], passed: PassedOver) -> list[str]:
+    """Photos without the pictures that are their masks: of images/a.jpg, masks/a.png. Those are counted in `passed`."""
+    photos: set[tuple[str, ...]] = set()
+    parted: list[tuple[str, bool, tuple[str, ...]]] = []
+    for name in names:
+        *folders, base = name.split("/")
+        lower = [folder.lower() for folder in folders]
+        kept = tuple(folder for folder in lower if folder not in (*PHOTO_FOLDERS, *MASK_FOLDERS))
+        key, is_mask = (*kept, os.path.splitext(base)[0]), any(folder in MASK_FOLDERS for folder in lower)
+        parted.append((name, is_mask, key))
+        if any(folder in PHOTO_FOLDERS for folder in lower) and not is_mask:
+            photos.add(key)
+    left = []
+    for name, is_mask, key in parted:
+        if is_mask and key in photos:
+            passed.add("masks of photos", name)
+        else:
+            left.append(name)
+    return left
 
 
 def _kind_on_disk(entry: os.DirEntry[str]) -> str:

@@ -20,7 +20,7 @@ from ..util.errors import check_of_file, shortened
 from ..util.files import read_templates, read_text
 from .class_names import read_classes
 from .decode import IMAGE_SUFFIXES, Photo, UnreadablePhoto, decode_image, read_regular
-from .folders import NoLabels, PassedOver, class_folders, folders_without_photos, image_names
+from .folders import NoLabels, PassedOver, class_folders, folders_without_photos, image_names, without_masks
 from .names import PhotoName, closest, photo_name
 from .paths import Scenes, beside, expand, is_hugging_face, only_split, shards_of
 from .scenes import render_scene
@@ -293,6 +293,7 @@ def open_photos(
             templates += map(read_templates, beside(shards, "zeroshot_classification_templates.txt"))
         elif path.is_dir():
             names, passed = image_names(path)
+            names = without_masks(names, passed)
             if labelled:
                 names = [name for name in names if "/" in name]
                 class_names.append(class_folders(path, names))

@@ -37,23 +37,23 @@ def training_view(
 ) -> torch.Tensor:  # (3, S, S) uint8
     """A random crop of `scale` of the area, resized, and flipped half of the time."""
     image = to_rgb(image)
-    box = _random_box(image.width, image.height, generator, scale, ratio)
+    box = random_box(image.width, image.height, generator, scale, ratio)
     # Crop and resize in one: no copy of the crop, and large photos are first reduced by a whole
     # factor, which stays within a level of the exact filter at this gap.
     view = image.resize((image_size, image_size), interpolation, box=box, reducing_gap=3.0)
     if flip and generator.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return _to_tensor(view)
+    return to_tensor(view)
 
 
-def _random_box(
+def random_box(
     width: int,
     height: int,
     generator: random.Random,
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """The sampling rule of torchvision's RandomResizedCrop: ten tries, then the centre."""
+    """A box of a photo (left, top, right, bottom) in pixels, by the rule of torchvision's RandomResizedCrop: ten tries, then the centre."""
     for _ in range(10):
         area = width * height * generator.uniform(*scale)
         aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -96,7 +96,7 @@ def evaluation_view(
     rounded = {"even": round, "down": int}[rounding]
     left, top = rounded((width - image_size) / 2), rounded((height - image_size) / 2)
     image = image.resize((width, height), interpolation)
-    return _to_tensor(image.crop((left, top, left + image_size, top + image_size)))
+    return to_tensor(image.crop((left, top, left + image_size, top + image_size)))
 
 
 def check_crop(crop_pct: float) -> None:
@@ -105,7 +105,8 @@ def check_crop(crop_pct: float) -> None:
         raise ValueError(f"crop_pct is {crop_pct}, but a crop is more than 0 and at most 1.")
 
 
-def _to_tensor(image: Image.Image) -> torch.Tensor:
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """An RGB image as (3, H, W) uint8."""
     # Transposed by numpy: torch would start threads for it, which on a busy machine takes longer
     # than the decoding.
     return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))

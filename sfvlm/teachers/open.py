@@ -29,6 +29,7 @@ class TeacherOutput:
     pooled: Tensor  # (B, E) after the projection, where there is one
     logits: Tensor | None  # (B, classes), for a teacher with a classifier
     hidden_states: tuple[Tensor, ...]  # L + 1 of (B, 1 + patches, D): the blocks' input, then each block's output
+    places: Tensor | None = None  # (B, patches) which of the tokens each patch became a part of; None: each is one
 
 
 class DenseTransformer(nn.Module):

@@ -106,7 +106,7 @@ def test_merging_equal_tokens_changes_nothing(pooling):
 def test_merging_keeps_the_sum_over_patches_and_leaves_the_class_token_alone():
     generator = torch.Generator().manual_seed(3)
     x, size = torch.randn(2, 10, 6, generator=generator), torch.ones(2, 10)
-    merged, sizes = merge(x, size, x, remove=4, protected=1)
+    merged, sizes, _ = merge(x, size, x, remove=4, protected=1)
     assert merged.shape == (2, 6, 6)
     torch.testing.assert_close((merged * sizes[..., None]).sum(1), x.sum(1))
     assert torch.equal(merged[:, 0], x[:, 0])
@@ -137,7 +137,7 @@ def test_merging_in_bfloat16_counts_every_patch(pooling, monkeypatch):
 
 def test_the_most_similar_pair_merges_first_and_the_others_keep_their_order():
     x = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0.1, 0, 1], [-1, 0, 0], [0, -1, 0]]])
-    merged, sizes = merge(x, torch.ones(1, 6), x, remove=1, protected=0)
+    merged, sizes, _ = merge(x, torch.ones(1, 6), x, remove=1, protected=0)
     wanted = torch.stack([x[0, 0], x[0, 1], (x[0, 2] + x[0, 3]) / 2, x[0, 4], x[0, 5]])
     torch.testing.assert_close(merged[0], wanted)
     assert sizes.tolist() == [[1, 1, 2, 1, 1]]

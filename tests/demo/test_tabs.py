@@ -82,7 +82,7 @@ def expected(host: Host | None, photo: str, longest: int = 6) -> str:
 def test_every_function_is_named_and_documented(client: Client) -> None:
     endpoints: Any = client.view_api(return_format="dict", print_info=False)
     found = endpoints["named_endpoints"]
-    assert {"/chat", "/compare", "/look", "/focus", "/rank"} == set(found)
+    assert {"/chat", "/compare", "/look", "/focus", "/rank", "/segment"} == set(found)
     assert all(len(each["description"]) > 40 for each in found.values())
 
 
@@ -370,6 +370,22 @@ def test_another_photo_has_no_rectangle_yet(sides: Sides) -> None:
             assert each.fn is not None and each.fn() == (None, MIDDLE)
             return
     pytest.fail("Nothing takes photo and rectangle away.")
+
+
+def test_class_names_become_maps_of_the_photo(client: Client, files: dict[str, str]) -> None:
+    photo = handle_file(files["photo0"])
+    dense, sparse, legend, told = client.predict(
+        photo, "red circle\nblue star, star\nwall", 16, "sclip", 0, api_name="/segment"
+    )
+    assert Image.open(dense).size == Image.open(sparse).size == (96, 96)
+    assert "16 tokens instead of 196" in told and "% dense and " in legend
+    *_, again = client.predict(photo, "red circle\nblue star", 100, "naclip", 0.2, api_name="/segment")
+    assert "100 tokens instead of 196" in again
+    assert "There are 1 classes" in client.predict(photo, "one", 49, "sclip", 0, api_name="/segment")[-1]
+    assert (
+        "cannot be opened"
+        in client.predict(handle_file(files["broken"]), "a\nb", 49, "sclip", 0, api_name="/segment")[-1]
+    )
 
 
 def test_class_names_are_ranked(client: Client, files: dict[str, str]) -> None:

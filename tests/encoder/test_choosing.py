@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_model
+from tiny import randomize, tiny_config, tiny_model
 
 from sfvlm import SparseFormerModel
 from sfvlm.alternatives.towers import reduce
@@ -14,7 +14,7 @@ from sfvlm.bootstrap.objective import Objective
 from sfvlm.encoder.blocks import attention_received
 from sfvlm.encoder.focusing import ChosenFocusing
 from sfvlm.teachers.inherit import inherit
-from sfvlm.teachers.open import open_teacher
+from sfvlm.teachers.open import DenseTransformer, Teacher, open_teacher
 from sfvlm.teachers.student import student_config
 
 PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -210,3 +210,23 @@ def test_patches_cannot_be_chosen_without_a_first_look(clip_folder: Path):
 def test_a_share_is_one(name: str, value: float):
     with pytest.raises(ValueError, match=f"{name} is {value}"):
         tiny_config("chosen", **{name: value})
+
+
+def test_with_all_patches_as_tokens_or_context_these_are_the_teachers_own_until_the_context_leaves():
+    dense = randomize(DenseTransformer(tiny_config("chosen"))).eval()
+    config = tiny_config("chosen", glimpse_size=8, context_share=3.0, context_blocks=2)
+    student, _ = inherit(Teacher(dense, "tiny", ""), config)
+    pixels = PIXELS[:, :, :32, :32]
+    with torch.no_grad():
+        output, theirs = student.eval()(pixels, output_hidden_states=True), dense(pixels).hidden_states[2][:, 1:]
+    corners = (output.context_rois[..., :2] * 4).round().long()
+    places = corners[..., 1] * 4 + corners[..., 0]  # (B, 12)
+    for cells, tokens in ((places, output.context_tokens), (output.cells, output.hidden_states[2][:, 1:])):
+        torch.testing.assert_close(tokens, anchor_targets(theirs, cells.shape[1], cells=cells), atol=1e-4, rtol=1e-4)
+    assert output.coarse_tokens.shape == (2, 4, 64) and output.token_rois[0].shape == (2, 4, 4)
+
+
+def test_without_context_or_a_first_look_there_are_none_of_their_tokens():
+    assert tiny_model("chosen", context_share=0.0)(PIXELS).context_tokens is None
+    assert tiny_model("fresh")(PIXELS).coarse_tokens is None
+    assert tiny_model("inherited", coarse_blocks=0)(PIXELS).coarse_tokens is None

@@ -1,5 +1,6 @@
 """What the teacher says of a batch: from the cache of its outputs where that knows, else from the teacher itself."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...dense.guide import Guide
+from ...dense.maps import as_map
 from ...encoder.blocks import attention_received
 from ...encoder.configuration import SparseFormerConfig
 from ...hosts.reader import HostReader
@@ -29,6 +32,7 @@ class TeacherTargets:
         objective: What is matched, its layer counted from the end.
         cache: From `open_cache`.
         host: What reads the tokens, on the same device, where the objective needs one.
+        guide: Trained with the student, where the objective has a map: says in which units the teacher's is.
     """
 
     def __init__(
@@ -38,8 +42,10 @@ class TeacherTargets:
         objective: Objective,
         cache: TeacherCache | None,
         host: HostReader | None = None,
+        guide: Guide | None = None,
     ) -> None:
         self.dense, self.config, self.objective, self.cache, self.host = dense, config, objective, cache, host
+        self.guide = guide
         self.class_tokens = int(config.has_cls_token)
         self.chooses = bool(saliency_size(config, objective))
         self.pooled_size = config.embedding_size
@@ -63,6 +69,10 @@ class TeacherTargets:
         target = Target(output.pooled)
         if self.chooses and self.objective.salient == "attention":
             target = replace(target, saliency=self._attention(states))
+        if self.guide is not None:
+            patches = self.dense.head.norm(states[-1])[:, self.class_tokens :]  # type: ignore[operator, union-attr]
+            side = math.isqrt(patches.shape[1])
+            target = replace(target, dense=self.guide.scale(as_map(patches, (side, side))))
         if self.objective.tokens:
             target = replace(target, tokens=states[self.objective.layer][:, self.class_tokens :])
         if self.host is None or conversations is None:
@@ -105,8 +115,11 @@ def open_cache(
     """
     if not options.cached_views:
         return None
-    if options.objective.tokens or options.objective.needs_host:
-        raise ValueError("cached_views keeps no tokens; objectives of tokens and of a host need cached_views 0.")
+    objective = options.objective
+    if objective.tokens or objective.needs_host or objective.dense:
+        raise ValueError(
+            "cached_views keeps no tokens; objectives of tokens, of maps and of a host need cached_views 0."
+        )
     key = {
         "teacher_sha256": teacher_sha256,
         **photos,
