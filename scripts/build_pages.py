@@ -13,7 +13,7 @@ A few seconds. A page says where a figure stands, scripts/pages says which file 
 
     ![What it shows](images/budgets.png)
 
-A table of numbers that nobody measured, such as settings, says so in the line above it: <!-- given: what they are -->.
+A table or paragraph of numbers that nobody measured, such as settings, says so above it: <!-- given: what they are -->.
 """
 
 from dataclasses import dataclass

@@ -124,6 +124,7 @@ def test_measured_figures_outside_of_markers_are_found() -> None:
     assert list(unmarked(f"| a | b |\n|---|---|\n{row}\n\n{prose}\nIn 37 ms.\n")) == [row, prose, "In 37 ms."]
     given = "<!-- given: settings of the shipped tower -->\n| flag | value |\n|---|---|\n| `--rate` | 0.1 |\n"
     assert list(unmarked(given)) == []
+    assert list(unmarked(f"<!-- given: counted -->\n\n{prose}\nAnd 1.5 % more.\n\n{prose}\n")) == [prose]
     assert (
         list(unmarked("| a |\n|---|\n| up to 49 tokens |\n| Python 3.11 |\n| `0.5` of them |\n\nA 95 % interval.\n"))
         == []

@@ -31,6 +31,17 @@ def mean_interval(model: str) -> Figure:
     return of
 
 
+def lead(model: str) -> Figure:
+    """How many points ours keeps more than another way on average, with the interval."""
+
+    def of(results: Results) -> str:
+        found = results(RETAINED, f"retained[model={model}].lead")
+        value, low, high = (100 * found[key] for key in ("value", "low", "high"))
+        return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
+
+    return of
+
+
 def work_of(model: str) -> Figure:
     """A tower's multiply-adds by those of the dense one."""
     return lambda results: work(results, model)
@@ -95,6 +106,11 @@ FIGURES: dict[str, Figure] = {
     "llava-49-retained": mean_interval(SPARSE),
     "llava-stride-retained": mean_interval("reduce:stride@49"),
     "llava-49-work": work_of(SPARSE),
+    "lead-stride": lead("reduce:stride@49"),
+    "lead-diversity": lead("reduce:diversity@49"),
+    "lead-average": lead("reduce:average@49"),
+    "lead-merging-gradual": lead("reduce:merging-gradual@49"),
+    "lead-resolution": lead("reduce:resolution@49"),
     "zeroshot-scenes-sparse": zeroshot(SETS["scenes, 100 names"], SPARSE),
     "zeroshot-scenes-dense": zeroshot(SETS["scenes, 100 names"], "teacher"),
     "zeroshot-imagenette-sparse": zeroshot(SETS["Imagenette, 10 names"], SPARSE),

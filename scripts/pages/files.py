@@ -38,6 +38,10 @@ class Results:
         except LookupError as error:
             raise ValueError(f"results/{name} has nothing at {path}: {error}") from error
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a file: some columns wait for theirs."""
+        return (self.folder / name).is_file()
+
     def names(self) -> list[str]:
         """All files that are there."""
         return sorted(file.relative_to(self.folder).as_posix() for file in committed(self.folder))

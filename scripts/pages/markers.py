@@ -55,21 +55,20 @@ def filled(page: str, write: Callable[[str, str], str]) -> str:
 def unmarked(page: str) -> Iterator[str]:
     """Measured figures that stand in no marker: rows of tables, and shares or times with decimals in prose.
 
-    A table of numbers that nobody measured has a line `<!-- given: what they are -->` above it.
+    A table or paragraph of numbers that nobody measured has a line `<!-- given: what they are -->` above it.
     """
     text = MARKED.sub(lambda each: re.sub(r"[^\n]", " ", each[0]), _without_code(page))
-    lines = text.split("\n")
-    is_given = False
-    for number, line in enumerate(lines):
-        if ROW.match(line):
-            cells = line.strip().strip("|").split("|")
-            if not is_given and any(MEASURED.match(cell.strip()) for cell in cells):
-                yield page.split("\n")[number].strip()
-            continue
-        if line.strip():
-            is_given = GIVEN.search(line) is not None
-        if IN_PROSE.search(line):
-            yield page.split("\n")[number].strip()
+    is_given = is_first = False  # whether the block is, and whether the line is above its first one
+    for line, shown in zip(text.split("\n"), page.split("\n"), strict=True):
+        if GIVEN.search(line):
+            is_given = is_first = True
+        elif not line.strip():
+            is_given = is_given and is_first
+        else:
+            is_first = False
+            cells = line.strip().strip("|").split("|") if ROW.match(line) else []
+            if not is_given and (any(MEASURED.match(cell.strip()) for cell in cells) or IN_PROSE.search(line)):
+                yield shown.strip()
 
 
 def wide_tables(page: str, most: int = 7) -> Iterator[str]:

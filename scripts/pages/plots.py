@@ -134,7 +134,13 @@ def _paint_swap(axis: Any, data: dict[str, Any]) -> None:
     axis.set_xticks([0, 20, 40, 60, 80, 100])
     axis.set_xlabel("multiply-adds of the tower, % of the dense one's")
     axis.set_ylabel("kept of the dense score, mean of five, %")
-    axis.plot([], [], "o-", color=BLUE, label="sfvlm, at 16 to 100 tokens")
+    axis.plot(
+        [],
+        [],
+        "o-",
+        color=BLUE,
+        label=f"sfvlm, {' to '.join(dict.fromkeys((next(iter(ours)), list(ours)[-1])))} tokens",
+    )
     axis.plot([], [], "s", color=ORANGE, label="other ways to 49 tokens, nothing trained")
     axis.legend(loc="lower right", fontsize=8, frameon=False)
 

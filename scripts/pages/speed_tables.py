@@ -25,7 +25,9 @@ def row(results: Results, file: str, model: str, batch: int = 1) -> Mapping[str,
 
 
 def spread(found: Mapping[str, Any]) -> str:
-    """A median time and its extremes."""
+    """A median time and its extremes; the time alone where there was one turn."""
+    if found["min"] == found["max"]:
+        return milliseconds(found["median"])
     low, high = (milliseconds(found[end]).removesuffix(" ms") for end in ("min", "max"))
     return f"{milliseconds(found['median'])} ({low} to {high})"
 

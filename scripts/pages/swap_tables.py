@@ -83,11 +83,11 @@ def budgets(results: Results) -> str:
     return markdown(lines)
 
 
-def swap_scores(results: Results, folder: str = "swap", benchmarks: tuple[str, ...] = BENCHMARKS) -> str:
+def swap_scores(results: Results) -> str:
     """A row a benchmark: what was asked, and both scores."""
     lines = [["", "questions", "photos", "dense, 196 tokens", "sfvlm, 49 tokens", "kept"]]
-    for name in benchmarks:
-        file = f"{folder}/{name}.json"
+    for name in BENCHMARKS:
+        file = f"swap/{name}.json"
         dense, sparse = (results(file, f"results[model={model}].metrics") for model in (DENSE, SPARSE))
         score = "cider_d" if "cider_d" in dense else "accuracy"
         form, factor = ("{:.3f}", 1) if score == "cider_d" else ("{:.1f}", 100)
@@ -96,11 +96,6 @@ def swap_scores(results: Results, folder: str = "swap", benchmarks: tuple[str, .
         title = f"{TITLES[name]}, {'CIDEr-D' if score == 'cider_d' else '%'}"
         lines.append([title, dense["questions"], dense["photos"], *cells, kept])
     return markdown(lines)
-
-
-def shipped(results: Results) -> str:
-    """The same on the test sets that the shipped models were made beside."""
-    return swap_scores(results, "shipped", ("pope-like", "daquar"))
 
 
 FOCUS = "focus/small-objects.json"
@@ -126,29 +121,11 @@ def focus(results: Results) -> str:
     return markdown(lines)
 
 
-def fidelity(results: Results) -> str:
-    """A row a tower: how far the host's next words are from its own, in nats a word."""
-    files = {"Flickr8k": "fidelity/flickr8k.json", "scenes": "fidelity/scenes.json"}
-    models = [row["model"] for row in results(files["scenes"], "results")]
-    heads = [f"{what}, {measure}" for what in files for measure in ("nats a word", "same words")]
-    lines: list[list[Any]] = [["tower", *heads]]
-    for model in models:
-        cells = []
-        for file in files.values():
-            found = results(file, f"results[model={model}].metrics")
-            cells += [with_interval(found, "divergence", "{:.3f}", 1), percent(found["same_words"])]
-        name = model.removesuffix("@49")
-        lines.append([WAYS.get(name, WAYS.get(model, model)), *cells])
-    return markdown(lines)
-
-
 SWAP_TABLES: dict[str, Callable[[Results], str]] = {
     "readme-ways": readme_ways,
     "swap": swap,
     "swap-benchmarks": swap_benchmarks,
     "swap-budgets": budgets,
     "swap-scores": swap_scores,
-    "shipped": shipped,
     "focus": focus,
-    "fidelity": fidelity,
 }
