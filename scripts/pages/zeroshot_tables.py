@@ -13,6 +13,20 @@ SETS = {
     "further Flickr8k, R@5": "zeroshot/flickr8k-further.json",
     "imagenet-sample, 1000 names": "zeroshot/imagenet-sample.json",
 }
+VIT_SETS = {
+    "imagenet-sample, top-1": "real-vit/imagenet-sample.json",
+    "Imagenette, top-1": "real-vit/imagenette.json",
+}
+VIT_MODELS = {
+    "teacher": "teacher, 196 tokens",
+    "chosen@49": "**student, 49 tokens**",
+    "res112@49": "the teacher at 112 px, trained as long",
+    "lower resolution": "untrained: the photo at 112 px",
+    "larger patch": "untrained: 32-px patches",
+    "ToMe, early": "untrained: tokens merged in a third of the blocks (ToMe)",
+    "ToMe, decreasing": "untrained: tokens merged, fewer from block to block (ToMe)",
+    "ToMe, gradual": "untrained: tokens merged in every block (ToMe)",
+}
 
 
 def row_of(results: Results, file: str, begins: str) -> Mapping[str, Any] | None:
@@ -43,6 +57,26 @@ def zeroshot(results: Results) -> str:
     return markdown(lines)
 
 
+def real_vit(results: Results) -> str:
+    """A row a model: top-1 through the teacher's own classifier, and how often its first choice is the teacher's."""
+    lines = [
+        [
+            "49 tokens",
+            "a block",
+            "GMACs",
+            *(f"{name}{what}" for name in VIT_SETS for what in (" (95 % interval)", ": as the teacher")),
+        ]
+    ]
+    for begins, title in VIT_MODELS.items():
+        rows = [row_of(results, file, begins) for file in VIT_SETS.values()]
+        if any(row is None for row in rows):
+            continue
+        cells = [cell for row in rows if row for cell in (with_interval(row, "acc1"), percent(row["agreement"]))]
+        spent = rows[0] or {}
+        lines.append([title, f"{spent['mean_tokens']:.0f}", f"{spent['gmacs']:.3g}", *cells])
+    return markdown(lines)
+
+
 def clip_tiny(results: Results) -> str:
     """A row a set: what the shipped CLIP itself does."""
     lines = [["photos", "how many", "", "measured (95 % interval)"]]
@@ -65,4 +99,5 @@ def clip_tiny(results: Results) -> str:
 ZEROSHOT_TABLES: dict[str, Callable[[Results], str]] = {
     "zeroshot": zeroshot,
     "clip-tiny": clip_tiny,
+    "real-vit": real_vit,
 }
