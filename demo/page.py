@@ -45,7 +45,7 @@ STYLE = """
 #compare-words .empty {min-height: 90px !important}
 footer {opacity: .6}
 @media (max-width: 640px) {
-  .tab-container button {padding: 0 9px !important}
+  .tab-container button {padding: 0 4px !important; font-size: .82rem}
   #chat .examples {display: grid !important; grid-template-columns: 1fr 1fr !important; gap: 8px !important; width: 100%}
   #chat .example {width: auto !important; min-width: 0 !important}
   #chat .example-image-container {height: 84px}
