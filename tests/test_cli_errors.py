@@ -147,15 +147,9 @@ def test_no_command_is_printed_with_a_path_that_is_not_quoted() -> None:
     root = Path(sfvlm.__file__).parents[1]
     files = [file for folder in ("sfvlm", "scripts", "demo", "eval") for file in (root / folder).rglob("*.py")]
     pasted = re.compile(
-        r"--(?:out|host|model|tower|teacher|checkpoint|photos|data|results|questions|answers) \{(?!shlex\.)([^}]*)"
+        r"--(?:out|host|model|tower|teacher|checkpoint|photos|data|results|questions|answers) \{(?!shlex\.)"
     )
-    found = []
-    for file in files:
-        text = file.read_text(encoding="utf-8")
-        quoted = {
-            name for line in re.findall(r"^ *([\w, ]+) = .*shlex\.", text, re.MULTILINE) for name in line.split(", ")
-        }
-        found += [f"{file}: {name}" for name in pasted.findall(text) if name not in quoted]
+    found = [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if pasted.search(line)]
     assert files and not found
 
 

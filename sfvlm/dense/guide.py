@@ -24,8 +24,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..encoder import roi
 from ..encoder.configuration import SparseFormerConfig
 from ..encoder.sparseformer import SparseFormerModel, SparseFormerOutput
-from ..util.errors import reason
-from ..util.tensors import check_loaded
+from ..util.tensors import opened_strictly
 from .maps import as_map, cell_centers, coverage, dense_map, image_tokens, nearness
 
 GUIDE = "guide"  # its folder, in the one of its encoder
@@ -318,18 +317,13 @@ def open_guide(folder: Path, encoder: SparseFormerConfig) -> Guide | None:
     folder = folder / GUIDE
     if not (folder / "config.json").is_file():
         return None
-    try:
-        opened: Any = Guide.from_pretrained(folder, output_loading_info=True)
-    except Exception as error:  # readers of damaged files raise their own kinds
-        raise ValueError(f"The guide in {folder} cannot be opened: {reason(error)}") from error
-    guide, info = opened
-    check_loaded(info, f"in {folder}")
+    guide: Guide = opened_strictly(Guide, folder, "guide")
     if guide.config.encoder_size != encoder.hidden_size:
         raise ValueError(
             f"The guide in {folder} is of an encoder of {guide.config.encoder_size} features, and this one has "
             f"{encoder.hidden_size}: train one for it (scripts/train_guide.py)."
         )
-    return guide.float().eval()
+    return guide.float()
 
 
 class Backbone(nn.Module):

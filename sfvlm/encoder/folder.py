@@ -8,7 +8,7 @@ from transformers import CLIPImageProcessor, SiglipImageProcessor
 
 from ..util.errors import reason
 from ..util.files import read_json
-from ..util.tensors import check_loaded
+from ..util.tensors import opened_strictly
 from .configuration import SparseFormerConfig
 from .sparseformer import SparseFormerModel
 
@@ -33,13 +33,7 @@ def open_student(folder: str | Path) -> SparseFormerModel:
         ValueError: It is no such folder, or its tensors are not those of its configuration.
     """
     open_config(folder)
-    try:
-        opened: Any = SparseFormerModel.from_pretrained(folder, output_loading_info=True)
-    except Exception as error:  # readers of damaged files raise their own kinds
-        raise ValueError(f"The SparseFormer in {folder} cannot be opened: {reason(error)}") from error
-    model, info = opened
-    check_loaded(info, f"in {folder}")
-    return model.eval()
+    return opened_strictly(SparseFormerModel, folder, "SparseFormer")
 
 
 def image_processor(config: SparseFormerConfig) -> CLIPImageProcessor | SiglipImageProcessor:

@@ -180,38 +180,32 @@ def _skipped(path: Path) -> Iterator[dict[str, str]]:
 
 def _commands(recipe: Recipe, place: Place, verdict: Verdict, ways: Ways) -> Iterator[tuple[str, str]]:
     """Each step as a command of its own, into new places."""
-    new, options = (
-        place.folder.with_name(f"{place.folder.name}-again"),
-        read_json(place.tower / "bootstrap.json")["options"],
-    )
-    host, photos, count = shlex.quote(recipe.host), shlex.join(recipe.photos), recipe.num_tokens
-    tower, llava, held_back = (shlex.quote(str(path)) for path in (place.tower, place.llava, place.held_back))
-    new_tower, new_llava, new_near = (shlex.quote(str(new / name)) for name in ("tower", "llava", "fidelity.json"))
-    prompts = "" if recipe.prompts is None else f"prompts {shlex.quote(str(recipe.prompts))} "
+    new = place.folder.with_name(f"{place.folder.name}-again")
+    options = read_json(place.tower / "bootstrap.json")["options"]
+    host, photos, tokens = ("--host", recipe.host), ("--photos", *recipe.photos), ("--num-tokens", recipe.num_tokens)
     tuned = ("steps", "batch_size", "most_photos", "held_back", "precision", "seed", "save_every")
-    flags = " ".join(f"--{name.replace('_', '-')} {options[name]}" for name in tuned) + " --cpu" * recipe.cpu
-    yield (
-        "the tower",
-        f"sfvlm bootstrap --host {host} --photos {photos} --num-tokens {count} {flags} {prompts and f'--host-{prompts}'}"
-        f"--leave-out {held_back} --out {new_tower}",
+    flags = [word for name in tuned for word in (f"--{name.replace('_', '-')}", options[name])]
+    flags += ["--cpu"] * recipe.cpu
+    host_prompts, prompts = (
+        () if recipe.prompts is None else (flag, recipe.prompts) for flag in ("--host-prompts", "--prompts")
     )
-    yield "the LLaVA with it", f"sfvlm swap --host {host} --tower {new_tower} --out {new_llava}"
-    reduced = " ".join(f"reduce:{way.name}@{count}" for way in ways.others)
-    yield (
-        "how near each way stays",
-        f"sfvlm fidelity --host {host} --tower {tower} {reduced} --photos {photos} --only {held_back} --limit 0 --seed {recipe.seed} "
-        f"{prompts and f'--{prompts}'}--out {new_near}",
-    )
-    yield "what a reply costs", f"sfvlm speed --host {host} {llava} --photos {photos} --batch-sizes 1"
+    left_out, out = ("--leave-out", place.held_back), ("--out", new / "tower")
+    yield "the tower", _sfvlm("bootstrap", *host, *photos, *tokens, *flags, *host_prompts, *left_out, *out)
+    yield "the LLaVA with it", _sfvlm("swap", *host, "--tower", new / "tower", "--out", new / "llava")
+    towers = ("--tower", place.tower, *(f"reduce:{way.name}@{recipe.num_tokens}" for way in ways.others))
+    asked = ("--only", place.held_back, "--limit", 0, "--seed", recipe.seed, *prompts)
+    near = _sfvlm("fidelity", *host, *towers, *photos, *asked, "--out", new / "fidelity.json")
+    yield "how near each way stays", near
+    yield "what a reply costs", _sfvlm("speed", *host, place.llava, *photos, "--batch-sizes", 1)
     for way in ways.others[:1]:
-        out = shlex.quote(str(place.folder / f"llava-{way.name}"))
-        yield (
-            f"a LLaVA with {way.name}",
-            f"sfvlm swap --host {host} --tower reduce:{way.name} --num-tokens {count} --out {out}",
-        )
-    yield (
-        "the LLaVA as it was",
-        f"sfvlm swap --undo --host {llava} --out {shlex.quote(str(place.folder / 'llava-dense'))}",
-    )
+        reduced = ("--tower", f"reduce:{way.name}", *tokens)
+        yield f"a LLaVA with {way.name}", _sfvlm("swap", *host, *reduced, "--out", place.folder / f"llava-{way.name}")
+    undone = place.folder / "llava-dense"
+    yield "the LLaVA as it was", _sfvlm("swap", "--undo", "--host", place.llava, "--out", undone)
     if verdict.advice in ("perhaps", "not yet", "another"):
         yield "all of it, learning longer", replace(recipe, steps=4 * options["steps"]).command(new)
+
+
+def _sfvlm(*words: object) -> str:
+    """A command as it is typed, each word quoted where it has to be."""
+    return shlex.join(["sfvlm", *map(str, words)])

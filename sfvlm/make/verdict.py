@@ -6,8 +6,7 @@ The rule, in this order:
 2. A cheap way is nearer beyond chance, and its first word comes as soon: take that one, though its tower may do more work.
 3. Farther from the dense LLaVA than `FAR` nats a word: not yet. Up to `NEAR`: yes. Between: perhaps.
 
-The two bounds are of the shipped LLaVA: on photos, ways within 0.1 nats a word kept nearly all of its scores on five benchmarks, and those
-beyond 0.2 lost a good part. They are a guide and no promise for another LLaVA.
+The two bounds were set for the shipped LLaVA. They are a guide and no promise for another one.
 """
 
 from dataclasses import dataclass

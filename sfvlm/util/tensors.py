@@ -3,10 +3,13 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .errors import reason
 
 
 def check_keys(given: dict[str, Tensor], wanted: dict[str, Tensor], what: str) -> None:
@@ -44,6 +47,25 @@ def check_loaded(info: Mapping[str, Any], what: str, computed: tuple[str, ...] =
             problems.append(f"{kind.replace('_', ' ')}: {', '.join(listed[:6])}")
     if problems:
         raise ValueError(f"The tensors {what} do not fit its configuration ({'; '.join(problems)}).")
+
+
+def opened_strictly(kind: Any, folder: str | Path, title: str) -> Any:
+    """A model of one of our classes from its folder, ready to be asked; every tensor has its place.
+
+    Args:
+        kind: The class, with transformers' `from_pretrained`.
+        folder: Holds its configuration and its tensors.
+        title: What it is, as in "The TITLE in FOLDER cannot be opened".
+
+    Raises:
+        ValueError: A file is damaged, or the tensors are not those of the configuration.
+    """
+    try:
+        model, info = kind.from_pretrained(folder, output_loading_info=True)
+    except Exception as error:  # readers of damaged files raise their own kinds
+        raise ValueError(f"The {title} in {folder} cannot be opened: {reason(error)}") from error
+    check_loaded(info, f"in {folder}")
+    return model.eval()
 
 
 def tensor_hash(tensors: dict[str, Tensor]) -> str:

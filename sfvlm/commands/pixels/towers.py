@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ...alternatives.methods import METHODS, check_count
 from ...alternatives.towers import reduce
@@ -14,9 +14,8 @@ from ...segmentation.configuration import SegmenterConfig
 from ...segmentation.model import SparseFormerForSemanticSegmentation
 from ...segmentation.towers import Tower
 from ...teachers.open import DenseTransformer, Teacher, open_teacher
-from ...util.errors import reason
 from ...util.files import read_json
-from ...util.tensors import check_loaded
+from ...util.tensors import opened_strictly
 from ...zoo.names import resolve
 
 
@@ -46,13 +45,7 @@ def open_segmenter(folder: str | Path) -> SparseFormerForSemanticSegmentation:
     Raises:
         ValueError: Its tensors are not those of its configuration.
     """
-    try:
-        opened: Any = SparseFormerForSemanticSegmentation.from_pretrained(folder, output_loading_info=True)
-    except Exception as error:  # readers of damaged files raise their own kinds
-        raise ValueError(f"The segmentation model in {folder} cannot be opened: {reason(error)}") from error
-    model, info = opened
-    check_loaded(info, f"in {folder}")
-    return model.eval()
+    return opened_strictly(SparseFormerForSemanticSegmentation, folder, "segmentation model")
 
 
 def open_tower(source: str, guide: Path | None = None, *, boxes_alone: bool = False) -> Opened:

@@ -56,8 +56,8 @@ def train_segmentation_command(command: TrainSegmentationCommand) -> None:
         f"mIoU {result['miou']:.1%} ({low:.1%} to {high:.1%}) over the {result['classes_averaged']} classes that occur, accuracy "
         f"{result['accuracy']:.1%}, on {result['photos']} photos."
     )
-    out = shlex.quote(str(command.out))
-    say(f"Wrote {command.out}. Measure it: python eval/segmentation.py --model {out} --data {shlex.quote(command.val)}")
+    measure = shlex.join(["python", "eval/segmentation.py", "--model", str(command.out), "--data", str(command.val)])
+    say(f"Wrote {command.out}. Measure it: {measure}")
 
 
 def _said(found: Checked) -> Checked:
