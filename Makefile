@@ -59,7 +59,7 @@ $(VENV)-oldest/installed: pyproject.toml
 # The demo and the report of `sfvlm make` in a headless Chromium: the one on the PATH, or CHROMIUM=/path/to/it.
 browser: setup
 	$(BIN)/python -m pip install --quiet --group browser
-	$(BIN)/python -m pytest -m browser tests/demo/test_browser.py tests/make/test_page.py
+	$(BIN)/python -m pytest -m browser $(AGAIN) tests/demo/test_browser.py tests/make/test_page.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -61,8 +61,10 @@ def look_tab(sides: Sides, limits: dict[str, Any]) -> None:
             with gr.Row():
                 word = gr.Dropdown([WHOLE_ANSWER], value=ALL_WORDS, label="Word of the answer")
                 everything = gr.Button("Show all tokens", elem_id="look-all")
-    # always_last: by default what is asked for while something is drawn is dropped.
-    hidden: dict[str, Any] = dict(api_visibility="private", show_progress="hidden", trigger_mode="always_last")
+    # Drawing needs no turn at the model. always_last: what is asked for while something is drawn is drawn next.
+    hidden: dict[str, Any] = dict(
+        api_visibility="private", show_progress="hidden", trigger_mode="always_last", queue=False
+    )
     chosen, drawn = [looked, step, show, word], [picture, caption]
     looking = Look(sides).look
     between: dict[str, Any] = dict(

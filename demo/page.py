@@ -81,7 +81,8 @@ def build_page(sides: Sides, ranker: Ranker | str, *, feedback: Path | None = No
         feedback: File for thumbs up and down; None: none are asked for.
         users: Answers that are written at once.
     """
-    limits = dict(concurrency_limit=users, concurrency_id=QUEUE)
+    # always_last: by default what is asked for while an answer is written is dropped, and the page shows the one before.
+    limits: dict[str, Any] = dict(concurrency_limit=users, concurrency_id=QUEUE, trigger_mode="always_last")
     with gr.Blocks(title="sfvlm", analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)) as page:
         gr.Markdown(f"# sfvlm\n{_heading(sides)}", elem_id="title")
         if sides.note:
