@@ -20,7 +20,7 @@ BESIDE := $(if $(filter clip-tiny,$(TEACHER)),sparseformer-tiny-49)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup integrations test reference oldest browser lint types check pages format docs docs-serve quickstart demo notebook hooks clean
+.PHONY: setup integrations test reference oldest serve-test browser lint types check pages format docs docs-serve quickstart demo notebook hooks clean
 
 setup: $(VENV)/installed
 
@@ -54,6 +54,21 @@ $(VENV)-oldest/installed: pyproject.toml
 	$(VENV)-oldest/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-oldest/bin/python -m pip install --quiet --editable ".[train,eval,demo,quant,convert]" "transformers==$(OLDEST)" --group dev --group llava
 	$(VENV)-oldest/bin/python -m pip install --quiet --no-deps "$(LLAVA)"
+	touch $@
+
+# What a serving engine says with our towers, in an environment of its own: vLLM pins torch and transformers.
+serve-test: $(VENV)-serve/installed
+	$(VENV)-serve/bin/python -m pytest -m serve tests/serve
+
+# torchvision may be a build for CUDA there, which torch's CPU build cannot import: see tests/serve/torchvision_operators.py.
+$(VENV)-serve/installed: pyproject.toml
+	test -x $(VENV)-serve/bin/python || $(PYTHON) -m venv $(VENV)-serve
+	$(VENV)-serve/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)-serve/bin/python -m pip install --quiet --group serve
+	$(VENV)-serve/bin/python -m pip install --quiet --no-deps --editable .
+	$(VENV)-serve/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(VENV)-serve/bin/python -c "import torchvision" 2>/dev/null || { site=$$($(VENV)-serve/bin/python -c "import site; print(site.getsitepackages()[0])") \
+		&& cp tests/serve/torchvision_operators.py "$$site" && echo "import torchvision_operators" > "$$site/torchvision_operators.pth"; }
 	touch $@
 
 # The demo and the report of `sfvlm make` in a headless Chromium: the one on the PATH, or CHROMIUM=/path/to/it.
@@ -121,4 +136,4 @@ hooks: setup
 	$(BIN)/pre-commit install
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-docs runs site build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-docs $(VENV)-serve runs site build dist .pytest_cache .ruff_cache

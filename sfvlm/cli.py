@@ -3,7 +3,8 @@
 import importlib
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import fields, replace
+from typing import Any, TypeVar, cast
 
 import tyro
 
@@ -22,6 +23,7 @@ COMMANDS = {
     "vqa": ("VqaCommand", "vqa_command"),
     "retained": ("RetainedCommand", "retained_command"),
     "fidelity": ("FidelityCommand", "fidelity_command"),
+    "serve": ("ServeCommand", "serve_command"),
     "convert": ("ConvertCommand", "convert_command"),
     "speed": ("SpeedCommand", "speed_command"),
     "boxes": ("BoxesCommand", "boxes_command"),
@@ -33,12 +35,12 @@ COMMANDS = {
     "segment": ("SegmentCommand", "segment_command"),
     "zoo": ("ZooCommand", "zoo_command"),
 }
-PIXELS = (
-    "train-guide",
-    "train-segmentation",
-    "segmentation",
-    "segment",
-)  # in a room of their own, `sfvlm.commands.pixels`
+# Commands that lie in a room of their own within `sfvlm.commands`, their flags in its `options`.
+ROOMS = {
+    **dict.fromkeys(("fidelity", "retained", "serve"), "hosted"),
+    **dict.fromkeys(("train-guide", "train-segmentation", "segmentation", "segment"), "pixels"),
+}
+REST = "engine_flags"  # the field of a command that hands flags on which are none of its own
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -65,8 +67,8 @@ def command(name: str, arguments: list[str] | None = None) -> None:
 
 def modules_of(name: str) -> tuple[str, str]:
     """The modules of a command's flags and of its action."""
-    if name in PIXELS:
-        return "sfvlm.commands.pixels.options", f"sfvlm.commands.pixels.{name.replace('-', '_')}"
+    if name in ROOMS:
+        return f"sfvlm.commands.{ROOMS[name]}.options", f"sfvlm.commands.{ROOMS[name]}.{name.replace('-', '_')}"
     return f"sfvlm.commands.options.{name}", f"sfvlm.commands.{name}"
 
 
@@ -108,7 +110,11 @@ def _parsed(options: type[Options], arguments: list[str] | None) -> Options:
     """The flags; whoever reads only the start of the help may."""
     try:
         try:
-            return tyro.cli(options, args=arguments, config=(tyro.conf.CascadeSubcommandArgs,))
+            configuration = (tyro.conf.CascadeSubcommandArgs,)
+            if REST not in {each.name for each in fields(options)}:  # type: ignore[arg-type]
+                return tyro.cli(options, args=arguments, config=configuration)
+            parsed, rest = tyro.cli(options, args=arguments, config=configuration, return_unknown_args=True)
+            return replace(cast(Any, parsed), **{REST: tuple(word for word in rest if word != "--")})
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()

@@ -17,9 +17,9 @@ from .clip_model import image_processor
 
 LAYER = -2  # the tower's layer that the language model reads
 START, END, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
-# Messages whose content is a string, or a list of images and texts; as in LLaVA-1.5, the photo comes first. The tokenizer adds the start.
+# Messages whose content is a string, or a list of images and texts; as in LLaVA-1.5, the photo comes first.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
+    "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER: {% elif message['role'] == 'assistant' %} {% endif %}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..hosts.named_towers import put_tower, split_tower
 from ..look.sides import twin_of
 from ..photos.decode import UnreadablePhoto
 from ..photos.sources import open_and_say
+from ..serve.endpoint import Endpoint
 from ..util.choices import SCENE_TEST_SEED
 from ..util.console import say
 from ..util.devices import usable_device
@@ -46,6 +48,8 @@ from ..vqa.photos import NamedPhotos, SourcePhotos, TablePhotos, check_photos
 from ..vqa.questions import Question
 from ..vqa.retained import write_scores
 from .options.vqa import VqaCommand
+
+AHEAD = 8  # batches of a server's requests, so that few wait for the slowest
 
 
 @dataclass(frozen=True)
@@ -99,19 +103,28 @@ def vqa_command(command: VqaCommand) -> None:
 def _check(command: VqaCommand) -> Shard | None:
     """What can be said before anything is read."""
     check_json(command.out)
-    if bool(command.model) == bool(command.answers):
-        raise ValueError("Give --model for hosts that are asked, or --answers for answers that are there already.")
+    asked = [*command.model, *command.server]
+    if bool(asked) == bool(command.answers):
+        raise ValueError(
+            "Give --model or --server for hosts that are asked, or --answers for answers that are there already."
+        )
     if command.tower and not command.model:
         raise ValueError("--tower replaces the tower of a host: give the host by --model.")
     for tower in command.tower:
         split_tower(tower)
     if (command.shard is not None or command.only_ask) and (command.out is None or command.answers):
         raise ValueError("--shard and --only-ask need --model, and --out for a place to keep the answers.")
-    for flag, value in (("batch-size", command.batch_size), ("max-new-tokens", command.max_new_tokens)):
+    if command.server_model and len(command.server_model) != len(command.server):
+        raise ValueError(
+            f"--server-model names {len(command.server_model)} models, and --server {len(command.server)} servers: one for each."
+        )
+    numbers = (command.batch_size, command.max_new_tokens, command.concurrency)
+    for flag, value in zip(("batch-size", "max-new-tokens", "concurrency"), numbers, strict=True):
         if value is not None and value < 1:
             raise ValueError(f"--{flag} is {value}; it must be at least 1.")
     check_once("host", command.model)
     check_once("tower", command.tower)
+    check_once("server", list(map("::".join, zip(command.server, command.server_model or command.server, strict=True))))
     usable_device(command.device)
     shard = None if command.shard is None else Shard.parse(command.shard)
     for source in command.model:
@@ -131,7 +144,7 @@ def _questions(command: VqaCommand) -> tuple[list[Question], NamedPhotos | None]
         photos: NamedPhotos | None = TablePhotos(command.questions[0])
     elif sources:
         photos = SourcePhotos(open_and_say(sources))
-    elif is_made or command.model:
+    elif is_made or not command.answers:
         raise ValueError(f"The photos of {name} are missing: give --photos.")
     else:
         photos = None
@@ -150,7 +163,7 @@ def _questions(command: VqaCommand) -> tuple[list[Question], NamedPhotos | None]
             say(photos.photos.notes[-1])
     else:
         questions = questions_of(name, command.questions, command.annotations, not command.only_ask)
-    if photos is not None and command.model:
+    if photos is not None and not command.answers:
         check_photos(questions, photos, ", ".join(sources) or str(command.questions[0]))
         _say_assumed(photos)
     questions = limited(name, questions, command.limit)
@@ -173,11 +186,12 @@ def _answered(
     """Each model's answers."""
     for path, name in zip(command.answers, answer_names(command.answers, command.benchmark), strict=True):
         yield Answered(name, str(path), read_answers(path, questions), run_of(path))
-    if not command.model:
+    if command.answers:
         return
     assert photos is not None
     longest = command.max_new_tokens or BENCHMARKS[command.benchmark].max_new_tokens
-    for name, pretrained, host in _hosts(command):
+    servers = _servers(command)  # whoever does not answer is known before a host is opened
+    for name, pretrained, host in chain[tuple[str, str, Host | Endpoint]](_hosts(command), servers):
         path = _answer_path(command, name, questions, shard)
         problems: dict[str, str] = {}
         texts = ask(
@@ -185,7 +199,7 @@ def _answered(
             questions,
             photos,
             max_new_tokens=longest,
-            batch_size=command.batch_size,
+            batch_size=command.batch_size if isinstance(host, Host) else AHEAD * command.concurrency,
             path=path,
             model_id=name,
             problems=problems,
@@ -219,6 +233,16 @@ def _hosts(command: VqaCommand) -> Iterator[tuple[str, str, Host]]:
         torch.cuda.empty_cache()
 
 
+def _servers(command: VqaCommand) -> list[tuple[str, str, Endpoint]]:
+    """Each server that is asked, with its name and its address."""
+    models = command.server_model or [None] * len(command.server)
+    found = [
+        Endpoint(url, model, concurrency=command.concurrency, key=command.key)
+        for url, model in zip(command.server, models, strict=True)
+    ]
+    return [(each.source, each.url, each) for each in found]
+
+
 def _answer_path(command: VqaCommand, name: str, questions: Sequence[Question], shard: Shard | None) -> Path | None:
     """The answer file of a model; shards that are there and complete become one first."""
     if command.out is None:
@@ -231,12 +255,15 @@ def _answer_path(command: VqaCommand, name: str, questions: Sequence[Question], 
     return whole
 
 
-def _facts(host: Host, questions: Sequence[Question], photos: NamedPhotos) -> dict[str, Any]:
-    """Tokens the LLM reads for the first photo that can be read."""
+def _facts(host: Host | Endpoint, questions: Sequence[Question], photos: NamedPhotos) -> dict[str, Any]:
+    """Tokens the LLM reads for the first photo that can be read; of a server's, those of the whole prompt."""
     for item in questions:
         if item.image is not None:
             try:
-                return {"tokens": host.image_tokens(photos.open(item.image))}
+                image = photos.open(item.image)
+                return (
+                    host.facts(image, item.text) if isinstance(host, Endpoint) else {"tokens": host.image_tokens(image)}
+                )
             except UnreadablePhoto:
                 continue
     return {}
@@ -261,6 +288,7 @@ def vqa_table(rows: Sequence[Row], headline: str, shown: Sequence[str] = ()) -> 
     """Results as an aligned table, a row a model: what none of them has is left out."""
     columns = [
         ("tokens", "tokens"),
+        ("prompt_tokens", "prompt tokens"),
         (headline, headline),
         (f"{headline}_low", "95 % from"),
         (f"{headline}_high", "to"),
@@ -283,7 +311,7 @@ def _cell(name: str, value: float | None, headline: str) -> str:
     """Shares as per cent, MME's points and CIDEr-D as they are; a difference has a sign."""
     if value is None:
         return ""
-    if name == "tokens":
+    if name in ("tokens", "prompt_tokens"):
         return f"{value:.0f}"
     sign = "+" if name.startswith("difference") else ""
     if headline in ("points", "cider_d") and not name.startswith("retained"):

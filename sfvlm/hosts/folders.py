@@ -15,6 +15,8 @@ needs nothing but the folder: the host it came from may since have been moved, u
 import json
 import shlex
 import shutil
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from ..util.tensors import tensor_hash
 from ..zoo.weight_files import WeightFiles, open_weights, read_tensors
 from .facts import read_host
 from .plan import Plan, Setting, apply_plan, plan_swap, restore
+from .template import start_is_left_to_tokenizer
 from .tower import TowerConfig, check_dtype
 from .weights import bytes_hash, parts, tower_prefix, write_weights
 
@@ -78,7 +81,19 @@ def swap_folder(
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     finally:
         restore((*settings, of_tower))
+    _warn_of_start(processor, host)
     return manifest
+
+
+def _warn_of_start(processor: Any, host: Path) -> None:
+    with suppress(ValueError):  # a host without a template can be swapped, and not be chatted with
+        if start_is_left_to_tokenizer(processor):
+            warnings.warn(
+                f"The chat template of {host} leaves {processor.tokenizer.bos_token}, which prompts start with, to the tokenizer, and "
+                "servers of chats add nothing to a template: serve the folder by `sfvlm serve`, which writes it, or put "
+                "{{ bos_token }} in front of the template.",
+                stacklevel=3,
+            )
 
 
 def plan_folder(host: str | Path, tower: TowerConfig, num_tokens: int | None = None) -> Plan:

@@ -92,6 +92,22 @@ def lacks_start(processor: Any, text: str) -> bool:
     return not (bos and text.startswith(bos))
 
 
+def start_is_left_to_tokenizer(processor: Any) -> bool:
+    """Whether prompts start with a token that the tokenizer adds and the chat template does not write.
+
+    Then a server of chats, which takes the template's text for all there is (OpenAI's interface, as vLLM has it), asks the host
+    without it.
+    """
+    tokenizer = processor.tokenizer
+    adds = tokenizer.bos_token is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    return adds and lacks_start(processor, written(processor, [user_message(QUESTION, 1)]))
+
+
+def with_start(template: str) -> str:
+    """The template, writing first what prompts start with."""
+    return "{{ bos_token }}" + template
+
+
 def parts_of(message: Message) -> list[Part]:
     """A message's content as a list of parts."""
     content = message["content"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 from tqdm import tqdm
@@ -51,6 +51,34 @@ from .sources import (
     pope_questions,
     scene_questions,
 )
+
+
+class Answerer(Protocol):
+    """Whom `ask` asks, if not a host in this process: a server."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def settings_fingerprint(self) -> str: ...
+
+    def answer(
+        self, images: Sequence[Image.Image | None], prompts: Sequence[str], *, max_new_tokens: int = 64
+    ) -> list[str]: ...
+
+
+class Unanswered(str):
+    """An empty answer of one who would not say anything, and why; the question is asked again by the next call."""
+
+    why: str
+
+    def __new__(cls, why: str) -> "Unanswered":
+        made = super().__new__(cls, "")
+        made.why = why
+        return made
 
 
 class Rule(NamedTuple):
@@ -191,7 +219,7 @@ def made_questions(name: str, photos: Photos, problems: dict[str, str] | None = 
 
 
 def ask(
-    host: Host,
+    host: Host | Answerer,
     questions: Sequence[Question],
     photos: NamedPhotos,
     *,
@@ -211,7 +239,7 @@ def ask(
         batch_size: Questions at once.
         path: Answer file, continued if it is there.
         model_id: What the host is called in it.
-        problems: Takes up the photos that could not be shown, by name, with the reason.
+        problems: Takes up the photos that could not be shown, by name, with the reason, and the questions that were refused.
 
     Raises:
         ValueError: The answer file is damaged, or belongs to another run or to other photos.
@@ -237,6 +265,10 @@ def ask(
             texts = [""] * len(batch)
             for number, text in zip(good, said, strict=True):
                 texts[number] = text
+                if isinstance(text, Unanswered):
+                    facts[number]["problem"] = text.why
+                    if problems is not None:
+                        problems[str(batch[number].image)] = text.why
             if file is not None:
                 file.append(batch, texts, facts)
             answers.update({item.key: text for item, text in zip(batch, texts, strict=True)})
@@ -244,7 +276,7 @@ def ask(
     return [answers[item.key] for item in questions]
 
 
-def run_by(host: Host, model_id: str, max_new_tokens: int) -> Run:
+def run_by(host: Host | Answerer, model_id: str, max_new_tokens: int) -> Run:
     """What answers of this host belong to."""
     return Run(model_id, host.fingerprint, max_new_tokens, host.settings_fingerprint)
 

@@ -20,6 +20,15 @@ class VqaCommand:
     tower: list[str] = field(default_factory=list)
     """Towers that take the place of the first host's, in memory: SparseFormer folders or names of the zoo, or reduce:METHOD
     for the host's own tower with few tokens; behind @ so many image tokens, as in runs/sf49@36 reduce:average@49."""
+    server: list[str] = field(default_factory=list)
+    """Servers of OpenAI's interface that are asked, behind the hosts: addresses such as http://127.0.0.1:8000/v1, whatever they
+    run. See `sfvlm serve`."""
+    server_model: list[str] = field(default_factory=list)
+    """What each of them calls the model; default its only one."""
+    concurrency: int = 8
+    """Requests at once to a server."""
+    key: str = "OPENAI_API_KEY"
+    """The environment variable that holds the servers' key, where they want one."""
     questions: list[Path] = field(default_factory=list)
     """LLaVA's question files (JSON lines), or the benchmark's own."""
     annotations: list[Path] = field(default_factory=list)

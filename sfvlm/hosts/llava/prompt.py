@@ -17,6 +17,7 @@ from transformers.utils.import_utils import is_protobuf_available, is_sentencepi
 
 from ...util.errors import reason
 from ...util.files import read_json, read_text
+from ..template import lacks_start, with_start
 from .config import Original
 
 IMAGE, IMAGE_START, IMAGE_END = "<image>", "<im_start>", "<im_end>"
@@ -141,6 +142,8 @@ def choose_prompt(original: Original, tokenizer: Any, given: str | None) -> Prom
 def fit_template(processor: Any, stored: Any, prompt: Prompt) -> tuple[str, bool]:
     """The form of the template that gives the ids of the llava package, and whether there is one; else the plain form.
 
+    A template of ours writes what prompts start with, for servers of chats add nothing to it; a given one stays as it is.
+
     Args:
         processor: The converted checkpoint's, opened from its folder: a tokenizer may change as it is saved.
         stored: The checkpoint's own tokenizer.
@@ -149,10 +152,11 @@ def fit_template(processor: Any, stored: Any, prompt: Prompt) -> tuple[str, bool
     Raises:
         ValueError: The template cannot be rendered, or has not one place for one photo.
     """
-    texts = [_render(processor, form) for form in prompt.forms]
-    wanted = _package_ids(stored, texts[0], processor.image_token_id)
-    for form, text in zip(prompt.forms, texts, strict=True):
-        if processor.tokenizer(text).input_ids == wanted:
+    wanted = _package_ids(stored, _render(processor, prompt.forms[0]), processor.image_token_id)
+    ours = prompt.name != "given" and processor.tokenizer.bos_token_id in wanted[:1]
+    for form in (*map(with_start, prompt.forms if ours else ()), *prompt.forms):
+        text = _render(processor, form)
+        if processor.tokenizer(text, add_special_tokens=lacks_start(processor, text)).input_ids == wanted:
             return form, True
     return prompt.forms[0], False
 

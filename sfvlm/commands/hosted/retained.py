@@ -2,13 +2,13 @@
 
 from dataclasses import asdict
 
-from ..util.console import say
-from ..util.files import write_json
-from ..util.provenance import making
-from ..util.results import aligned, check_json
-from ..util.statistics import Interval
-from ..vqa.retained import BenchmarkScores, Retained, is_scores, left_out, read_scores, retained
-from .options.retained import RetainedCommand
+from ...util.console import say
+from ...util.files import write_json
+from ...util.provenance import making
+from ...util.results import aligned, check_json
+from ...util.statistics import Interval
+from ...vqa.retained import BenchmarkScores, Retained, is_scores, left_out, read_scores, retained
+from .options import RetainedCommand
 
 GUESSED = ("pope", "pope-like", "pope-captions")  # yes or no, as often: who guesses is right half of the time
 

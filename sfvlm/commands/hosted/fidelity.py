@@ -3,19 +3,19 @@
 import sys
 from typing import Any
 
-from ..bootstrap.targets.interview import Interview, read_prompts
-from ..evaluate.fidelity import fidelity_rows, measure_fidelity, passed_over
-from ..hosts.host import open_host
-from ..hosts.named_towers import split_tower
-from ..hosts.reader import HostReader
-from ..look.sides import twins_with
-from ..photos.batches import Selection
-from ..photos.sources import Photos, named, open_and_say
-from ..teachers.open import open_teacher
-from ..util.console import say
-from ..util.results import Row, aligned, check_json, check_once, short_names, write_results
-from ..util.subsets import spread
-from .options.fidelity import FidelityCommand
+from ...bootstrap.targets.interview import Interview, read_prompts
+from ...evaluate.fidelity import fidelity_rows, measure_fidelity, passed_over
+from ...hosts.host import open_host
+from ...hosts.named_towers import split_tower
+from ...hosts.reader import HostReader
+from ...look.sides import twins_with
+from ...photos.batches import Selection
+from ...photos.sources import Photos, named, open_and_say
+from ...teachers.open import open_teacher
+from ...util.console import say
+from ...util.results import Row, aligned, check_json, check_once, short_names, write_results
+from ...util.subsets import spread
+from .options import FidelityCommand
 
 
 def fidelity_command(command: FidelityCommand) -> None:

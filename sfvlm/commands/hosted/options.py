@@ -1,7 +1,11 @@
-"""The flags of `sfvlm fidelity`."""
+"""The flags of `sfvlm fidelity`, `sfvlm retained` and `sfvlm serve`."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 
 @dataclass(frozen=True)
@@ -33,3 +37,31 @@ class FidelityCommand:
     """Default cuda where there is one."""
     out: Path | None = None
     """A .json file to write; the folder of that name keeps the host's answers, which the next call takes from there."""
+
+
+@dataclass(frozen=True)
+class RetainedCommand:
+    """Join results of eval/vqa.py: the share of the first model's score that each other one retains, on average too."""
+
+    results: Annotated[list[Path], tyro.conf.Positional]
+    """Files that eval/vqa.py --out wrote, one a benchmark, all with the same first model; models go by their names."""
+    of: str | None = None
+    """The model whose lead over each other one is asked for, as the results name it; default the second."""
+    out: Path | None = None
+    """A .json file to write."""
+
+
+@dataclass(frozen=True)
+class ServeCommand:
+    """Serve a host by vLLM behind OpenAI's interface: the engine is told what the folder needs, and all other flags are its own."""
+
+    model: str
+    """A swapped or a dense host: folder or name of the zoo; what is neither is handed to the engine as it is."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 for all of the machine's."""
+    port: int = 8000
+    """Port to listen at."""
+    python: str = sys.executable
+    """The interpreter of an environment that has vLLM, and sfvlm beside it; default this one."""
+    engine_flags: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """What else is given: handed to the engine."""
