@@ -91,7 +91,7 @@ class Endpoint:
             try:
                 return [each.result() for each in asked]
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                pool.shutdown(cancel_futures=True)  # of those that wait for their turn
                 raise
 
     def facts(self, image: Image.Image, prompt: str) -> dict[str, Any]:

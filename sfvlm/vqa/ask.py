@@ -266,7 +266,7 @@ def ask(
             for number, text in zip(good, said, strict=True):
                 texts[number] = text
                 if isinstance(text, Unanswered):
-                    facts[number]["problem"] = text.why
+                    facts[number] = facts[number] | {"problem": text.why}
                     if problems is not None:
                         problems[str(batch[number].image)] = text.why
             if file is not None:
