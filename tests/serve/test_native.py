@@ -90,7 +90,7 @@ def test_our_towers_are_built_and_counted_by_us_and_all_others_by_the_engine(
     info = count(hosted(sparse))
     assert count(other) == "stock"
     assert info.get_num_image_tokens(image_width=1, image_height=1) == 49 + sparse.config.has_cls_token
-    assert (info.get_image_size(), info.get_patch_grid_length()) == (224, 7) and info.get_patch_size() == 16
+    assert (info.get_image_size(), info.get_patch_grid_length()) == (224, 7) and info.get_patch_size() == 32
 
 
 @pytest.mark.parametrize("which", ["sparse", "reduced"])
@@ -120,9 +120,13 @@ def test_several_layers_are_joined_as_the_projector_reads_them(sparse: Any) -> N
 def test_a_tower_that_would_end_the_engine_is_refused_before_a_photo_comes(
     sparse: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(sparse.config), "budget", property(lambda _: 25))
+    class Other(torch.nn.Linear):
+        def forward(self, pixel_values: Any, feature_select_strategy: Any = None) -> Any:
+            return torch.zeros(len(pixel_values), 48, 192)
+
+    monkeypatch.setattr(native, "_class_of", lambda _: lambda _: Other(1, 1))
     with pytest.raises(
-        ValueError, match=r"gives tokens of \(1, 49, 192\), and its host reads \(1, 25, 192\): make the swap anew"
+        ValueError, match=r"gives tokens of \(1, 48, 192\), and its host reads \(1, 49, 192\): make the swap anew"
     ):
         served_tower(hosted(sparse))
 
