@@ -32,6 +32,7 @@ from ..teachers.student import student_config
 from ..util.console import say
 from ..util.devices import usable_device
 from ..util.results import short_names
+from .hosted.under_load import measure_servers
 from .options.speed import SpeedCommand
 
 FEWEST_PHOTOS = 16  # that take turns
@@ -50,6 +51,9 @@ def speed_command(command: SpeedCommand) -> None:
         for line in left_out:
             say(f"Left out: {line}.")
         say(f"Wrote {command.plot}.")
+        return
+    if command.server:
+        measure_servers(command)
         return
     report = Report(command, device)
     try:
@@ -158,6 +162,7 @@ def _check_kind(command: SpeedCommand) -> None:
         "--suite": command.suite is not None,
         "--scaling": bool(command.scaling),
         "--bootstrap": command.bootstrap is not None,
+        "--server": bool(command.server),
         "--results": bool(command.results),
     }
     given = [flag for flag, is_given in asked.items() if is_given]
@@ -179,7 +184,7 @@ def _check_kind(command: SpeedCommand) -> None:
 
 def _encoder_names(command: SpeedCommand) -> list[str]:
     """Of all encoders that are to be measured; for scaling, the sparse one and what it is made of."""
-    if command.host or command.shape is not None or command.bootstrap is not None or command.results:
+    if command.host or command.shape is not None or command.bootstrap is not None or command.server or command.results:
         return []
     if command.suite is not None:
         return suite(command.suite, command.budgets or SUITE_BUDGETS)

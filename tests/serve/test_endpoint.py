@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,6 +17,7 @@ from sfvlm.cli import command
 from sfvlm.hosts.host import Host, open_host
 from sfvlm.photos.sources import open_photos
 from sfvlm.serve.endpoint import Endpoint, checked_url
+from sfvlm.serve.load import noise
 from sfvlm.vqa.ask import Unanswered, ask, made_questions
 from sfvlm.vqa.photos import SourcePhotos
 
@@ -73,6 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
             (said,) = self.server.host.answer(
                 [images[0] if images else None], [text], max_new_tokens=body["max_tokens"]
             )
+        if body.get("stream"):
+            self._stream(said)
+            return
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
         usage = {"prompt_tokens": 77, "completion_tokens": 1, "total_tokens": 78}
         self._send(
@@ -86,6 +91,20 @@ class _Handler(BaseHTTPRequestHandler):
                 "usage": usage,
             },
         )
+
+    def _stream(self, said: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        base = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "llava"}
+        chunks = [
+            {"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]}
+            for word in said.split() or ["?"]
+        ]
+        usage = {"prompt_tokens": 77, "completion_tokens": len(chunks), "total_tokens": 77 + len(chunks)}
+        for chunk in [*chunks, {"choices": [], "usage": usage}]:
+            self.wfile.write(f"data: {json.dumps(base | chunk)}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
 
     def _send(self, status: int, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
@@ -203,3 +222,28 @@ def test_the_command_has_one_table_of_a_host_and_a_server(
     with pytest.raises(SystemExit):
         command("vqa", [*flags, "--server", server.url, "--server-model", "a", "b"])
     assert "--server-model names 2 models, and --server 1 servers" in capsys.readouterr().err
+
+
+def test_load_is_measured_in_turns_with_photos_of_their_own(
+    server: StandIn, host: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "load.json"
+    with StandIn(host) as second:
+        threading.Thread(target=second.serve_forever, daemon=True).start()
+        flags = ["--repeats", "1", "--requests", "2", "--new-tokens", "3", "--out", str(out)]
+        command("speed", ["--server", server.url, second.url, "--concurrency", "1", "2", *flags])
+        second.shutdown()
+    said = capsys.readouterr().out
+    assert "requests/s" in said and "prompt tokens" in said
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["concurrency"] for row in rows] == [1, 1, 2, 2] and rows[0]["faster"] == 1
+    for row in rows:
+        assert row["prompt_tokens"] == 77 and 0 < row["first_word_ms"] <= row["latency_ms"] <= row["latency_95_ms"]
+        assert 0 < row["requests_a_second"] < 1e3
+    assert server.asked == second.asked == 2 * (2 + 4)  # a round to warm up, and one that counts, of each level
+
+
+def test_photos_of_load_differ_by_seed_alone() -> None:
+    draw = np.random.default_rng(0)
+    first, second = noise(draw, 32), noise(draw, 32)
+    assert first.tobytes() != second.tobytes() and first.tobytes() == noise(np.random.default_rng(0), 32).tobytes()

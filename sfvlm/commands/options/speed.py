@@ -27,6 +27,12 @@ class SpeedCommand:
     bootstrap: str | None = None
     """A student D@49 or D/inherited@49 of a dense encoder: how fast it is bootstrapped, beside what its multiply-adds and its
     photos allow."""
+    server: list[str] = field(default_factory=list)
+    """Instead of all these, servers of OpenAI's interface under load, such as http://127.0.0.1:8000/v1: see `sfvlm serve`."""
+    concurrency: tuple[int, ...] = (1, 4, 16)
+    """Requests at once to each server."""
+    requests: int = 32
+    """Of a round of --repeats, each with another photo; at least twice as many as at once."""
     accelerate: list[str] = field(default_factory=list)
     """Ways to run encoders faster, each beside every encoder as it is: packed, int8, bfloat16, compile, graph. For --bootstrap
     compile alone, of student and teacher."""
