@@ -81,8 +81,9 @@ def test_every_command_on_a_page_is_one_and_takes_what_it_is_given(
         called = command_of(words)
         if called is None or "--help" in called[1]:
             continue
+        config, hands_on = (tyro.conf.CascadeSubcommandArgs,), called[0] == "serve"  # the engine's flags
         try:
-            tyro.cli(options(called[0]), args=called[1], config=(tyro.conf.CascadeSubcommandArgs,))
+            tyro.cli(options(called[0]), args=called[1], config=config, return_unknown_args=hands_on)
         except SystemExit:
             pytest.fail(f"{shlex.join(words)}: {capsys.readouterr().err}")
 

@@ -45,13 +45,15 @@ def main() -> None:
         vision_config=vision, text_config=text, image_token_index=processor.image_token_id, image_seq_length=576
     )
     host = LlavaForConditionalGeneration(config).to(torch.bfloat16)
+    student = student_config(dense_config(CLIPS["clip-l14-336"]), num_tokens=49, for_host=True)
+    photos = processor.image_processor
+    photos.image_mean, photos.image_std = list(student.image_mean), list(student.image_std)
     side = {"height": 336, "width": 336}
-    processor.image_processor.size, processor.image_processor.crop_size = {"shortest_edge": 336}, side
+    photos.size, photos.crop_size = {"shortest_edge": 336}, side
     processor.patch_size, processor.num_additional_image_tokens = 14, 1
     processor.vision_feature_select_strategy = "default"
     host.save_pretrained(out / "dense")
     processor.save_pretrained(out / "dense")
-    student = student_config(dense_config(CLIPS["clip-l14-336"]), num_tokens=49, for_host=True)
     swap_folder(out / "dense", SparseFormerModel(student), out / "sparse-49")
 
 
