@@ -15,6 +15,7 @@ from ..photos.sources import open_and_say
 from ..teachers.inherit import inherit, take_over
 from ..teachers.open import Teacher, check_own_tower, open_teacher
 from ..teachers.student import check_descent, student_config
+from ..util.alone import alone
 from ..util.console import say
 from ..zoo.names import resolve
 from .options.bootstrap import BootstrapCommand
@@ -48,7 +49,8 @@ def bootstrap_command(command: BootstrapCommand) -> None:
         if not options.objective.needs_host:
             read = read_host(host.model.config, host.processor).layers
             options = replace(options, objective=for_host(options.objective, max(read)))
-    result = bootstrap(teacher, student, report, photos, command.out, options, host=host, resume=command.resume)
+    with alone(command.out):
+        result = bootstrap(teacher, student, report, photos, command.out, options, host=host, resume=command.resume)
     if lost := SkipLog(command.out / SKIPPED).count:
         say(f"{lost} photos cannot be read and were passed over: {command.out / SKIPPED} says why.")
     say(", ".join(f"{name} {value:.4f}" for name, value in result.items()))

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from ..make.recipe import Recipe
 from ..make.run import make
+from ..util.alone import alone
 from ..util.console import say
 from ..util.errors import NotWritten
 from .options.make import MakeCommand
@@ -15,7 +16,8 @@ def make_command(command: MakeCommand) -> None:
     fields = asdict(command)
     out = fields.pop("out")
     try:
-        verdict = make(Recipe(**fields), out)
+        with alone(out):
+            verdict = make(Recipe(**fields), out)
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. What was reached is saved; the same command goes on.\n")
         raise SystemExit(130) from None

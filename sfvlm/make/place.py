@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bootstrap.checkpoints import differences
+from ..util.alone import LOCK
 from ..util.files import check_writable, make_folder, read_json, write_json
 from ..util.provenance import provenance
 
@@ -122,7 +123,7 @@ def open_place(folder: Path, asked: Mapping[str, Any]) -> Place:
             )
         check_writable(folder)
         return Place(folder, marks)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(each.name != LOCK for each in folder.iterdir())):
         raise ValueError(f"{folder} holds something that `sfvlm make` did not put there: give another --out.")
     make_folder(folder)
     check_writable(folder)

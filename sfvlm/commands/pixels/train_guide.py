@@ -10,6 +10,7 @@ from ...encoder.folder import open_student
 from ...photos.sources import open_and_say
 from ...teachers.open import open_teacher
 from ...teachers.student import check_descent
+from ...util.alone import alone
 from ...util.console import say
 from ...util.devices import usable_device
 from ...util.files import read_json
@@ -45,7 +46,8 @@ def train_guide_command(command: TrainGuideCommand) -> None:
     if command.start_from is not None and earlier is None:
         raise ValueError(f"There is no guide in {command.start_from}: name the folder that holds guide/.")
     photos = open_and_say(command.photos)
-    train_guide(model, teacher, photos, out, command.training, config, earlier=earlier, resume=command.resume)
+    with alone(out):
+        train_guide(model, teacher, photos, out, command.training, config, earlier=earlier, resume=command.resume)
     say(f"Wrote {out / 'guide'}.")
 
 

@@ -7,6 +7,7 @@ from ...dense.masks import Checked, checked, open_masked
 from ...segmentation.model import SparseFormerForSemanticSegmentation
 from ...segmentation.training import class_names, train
 from ...teachers.open import DenseTransformer
+from ...util.alone import alone
 from ...util.console import say
 from ...util.files import read_json
 from ...zoo.names import resolve
@@ -50,7 +51,8 @@ def train_segmentation_command(command: TrainSegmentationCommand) -> None:
         "val": command.val,
         "teacher": _teacher(command.model, opened.tower),
     }
-    result = train(model, learned.photos, val.photos, command.out, command.training, facts, resume=command.resume)
+    with alone(command.out):
+        result = train(model, learned.photos, val.photos, command.out, command.training, facts, resume=command.resume)
     low, high = result["miou_low"], result["miou_high"]
     say(
         f"mIoU {result['miou']:.1%} ({low:.1%} to {high:.1%}) over the {result['classes_averaged']} classes that occur, accuracy "
