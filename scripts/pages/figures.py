@@ -5,11 +5,12 @@ from functools import partial
 
 from .files import Results
 from .forms import percent, times, whole_percent
-from .speed_tables import BIG, FORMS, SCALING, row
+from .speed_tables import BIG, FORMS, LOADS, SCALING, row
 from .swap_tables import FOCUS, RETAINED, mean_kept
 from .ways import DENSE, SPARSE, TOWERS, work
 from .zeroshot_tables import SETS, row_of
 
+SOAK = "serve/soak.json"
 Figure = Callable[[Results], str]
 
 
@@ -102,7 +103,31 @@ def scaled(panel: str, what: str, *, is_sparse: bool = True) -> Figure:
     return of
 
 
+def soak_memory(share: float) -> Figure:
+    """What the engine's processes held after such a share of the time."""
+
+    def of(results: Results) -> str:
+        found = results(SOAK, "memory_mb")
+        return f"{found[round(share * (len(found) - 1))]:,}"
+
+    return of
+
+
+def served_more(concurrency: int) -> Figure:
+    """How many times the requests a second of the dense one, at LLaVA-1.5's encoder size."""
+
+    def of(results: Results) -> str:
+        rows = results(LOADS[1][0], "rows")
+        return times(max(each["faster"] for each in rows if each["concurrency"] == concurrency))
+
+    return of
+
+
 FIGURES: dict[str, Figure] = {
+    "soak-requests": value(SOAK, "requests", "{:,.0f}".format),
+    "soak-memory-middle": soak_memory(0.5),
+    "soak-memory-end": soak_memory(1),
+    "served-more": served_more(4),
     "llava-49-retained": mean_interval(SPARSE),
     "llava-stride-retained": mean_interval("reduce:stride@49"),
     "llava-49-work": work_of(SPARSE),

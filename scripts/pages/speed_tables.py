@@ -9,6 +9,11 @@ from .ways import BUDGETS, DENSE, SPARSE, TOWERS, WAYS, tower_name
 
 SUITE, FORMS, HOST = "speed/suite.json", "speed/forms.json", "speed/host.json"
 SCALING, BOOTSTRAP = "speed/scaling.json", "speed/bootstrap.json"
+LOADS = (
+    ("serve/load-llava-tiny.json", "the shipped LLaVA, float32"),
+    ("serve/load-clip-l14-336.json", "LLaVA-1.5's tower, bfloat16"),
+)
+SHAPE = "speed/shape-7b.json"
 BIG = "clip-l14-336"
 
 
@@ -155,6 +160,40 @@ def bootstrap(results: Results) -> str:
     return markdown(lines)
 
 
+def shape(results: Results) -> str:
+    """A reply of LLaVA-1.5-7B's sizes."""
+    dense, sparse, picked = _rows(results, SHAPE)
+    lines = [["", "dense, 576 tokens", "**sfvlm**, 49", "times less", "64 picked from the dense tower", "times less"]]
+    for part, title in PARTS.items():
+        first, ours, theirs = (each["measures"][part] for each in (dense, sparse, picked))
+        amounts = [_amount(part, each["median"]) for each in (first, ours, theirs)]
+        lines.append([title, amounts[0], amounts[1], less(ours), amounts[2], less(theirs)])
+    return markdown(lines)
+
+
+def load(results: Results) -> str:
+    """What two servers do beside each other."""
+    lines = [
+        [
+            "model",
+            "tokens of the prompt",
+            "at once",
+            "requests a second",
+            "times more",
+            "first word",
+            "whole answer, 95 %",
+        ]
+    ]
+    for file, name in LOADS:
+        for each in _rows(results, file):
+            side = "dense" if each["server"].startswith("dense") else "**49 tokens**"
+            lines.append([
+                f"{name}: {side}", f"{each['prompt_tokens']:.0f}", f"{each['concurrency']}", f"{each['requests_a_second']:.3g}",
+                times(each["faster"]), f"{each['first_word_ms']:.0f} ms", f"{each['latency_95_ms']:.0f} ms",
+            ])  # fmt: skip
+    return markdown(lines)
+
+
 def _rows(results: Results, file: str) -> Sequence[Mapping[str, Any]]:
     return results(file, "rows")
 
@@ -165,4 +204,6 @@ SPEED_TABLES: dict[str, Callable[[Results], str]] = {
     "speed-towers": towers,
     "speed-host": host,
     "speed-bootstrap": bootstrap,
+    "serve-load": load,
+    "speed-7b": shape,
 }
