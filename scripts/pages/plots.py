@@ -35,7 +35,6 @@ SHORT = {
     "reduce:average@49": "averages",
     "reduce:diversity@49": "most diverse",
     "reduce:cls-attention@49": "most attended",
-    "reduce:random@49": "drawn at random",
 }
 
 

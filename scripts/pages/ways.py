@@ -15,7 +15,6 @@ WAYS = {
     "reduce:average@49": "the dense tower, then averages",
     "reduce:diversity@49": "the dense tower, then the most diverse tokens",
     "reduce:cls-attention@49": "the dense tower, then the most attended tokens",
-    "reduce:random@49": "the dense tower, then tokens drawn at random",
 }
 # Zero-shot controls, as eval/zeroshot.py begins their names.
 CONTROLS = {
