@@ -176,9 +176,9 @@ def diversity(dense: DenseTransformer, pixels: Tensor, count: int, read: int) ->
 def random(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> Kept:
     """Tokens drawn at random, each patch as likely as another: what a way that chooses must beat.
 
-    The photo is the seed, so that one photo keeps the same tokens on every machine, in every batch and at every call, and fewer
-    are always some of more. Photos whose pixels add up to the same keep the same places, such as mirrored ones. A tower in
-    half precision draws others than one in float32, because the pixels it is given are rounded.
+    The photo's pixels are the seed: the same pixels keep the same tokens on every device, in every batch and at every call, and
+    fewer are always some of more. Pixels that differ at all draw others, so a photo made ready elsewhere, or a tower in half
+    precision, may keep other tokens. Photos whose pixels add up to the same keep the same places, such as mirrored ones.
     """
     patches = math.prod(grid_of(dense.config, pixels))
     # Whole numbers add up to the same in any order, which rounded ones do not.
