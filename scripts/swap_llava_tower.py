@@ -5,8 +5,8 @@
     python scripts/swap_llava_tower.py --undo --host runs/llava-49 --out runs/llava-dense
 
 The second line keeps the LLaVA's own tower and takes 49 tokens from it, one of the cheap alternatives that a sparse tower
-is to be compared with: resolution, larger-patch, stride, average, cls-attention, diversity, merging, merging-decreasing,
-merging-gradual.
+is to be compared with: resolution, larger-patch, stride, average, cls-attention, diversity, random, merging,
+merging-decreasing, merging-gradual.
 
 Without arguments it swaps the LLaVA that is shipped with the package.
 """

@@ -8,6 +8,7 @@
 | `average` | of each cell of a side x side grid, the mean token | |
 | `cls-attention` | tokens the class token attends to, others merged into a few | VisionZip, arXiv 2412.04467 |
 | `diversity` | tokens as unlike each other as can be | DivPrune, arXiv 2503.02175 |
+| `random` | tokens drawn at random, by a seed that is the photo's | the control of UniPruneBench, arXiv 2511.02650 |
 | `merging` | similar tokens merged in the first third of the blocks, the same share in each | ToMe, arXiv 2210.09461 |
 | `merging-decreasing` | fewer merged from block to block | ToMe's second schedule |
 | `merging-gradual` | as many merged in every block | ToMe's first schedule |
@@ -36,6 +37,7 @@ from .merging import Schedule, merging_counts
 
 # VisionZip keeps 10 of 64 tokens for what it merges, and 54 as they are.
 CONTEXTUAL_SHARE = 10 / 64
+WORD = 0xFFFFFFFF  # the bits of a random number
 
 States = tuple[Tensor, ...]  # L + 1 of (B, [1 +] N, D)
 
@@ -171,6 +173,33 @@ def diversity(dense: DenseTransformer, pixels: Tensor, count: int, read: int) ->
     return chosen(states, torch.cat(taken, dim=1), extra)
 
 
+def random(dense: DenseTransformer, pixels: Tensor, count: int, read: int) -> Kept:
+    """Tokens drawn at random, each patch as likely as another: what a way that chooses must beat.
+
+    The photo's pixels are the seed: the same pixels keep the same tokens on every device, in every batch and at every call, and
+    fewer are always some of more. Pixels that differ at all draw others, so a photo made ready elsewhere, or a tower in half
+    precision, may keep other tokens. Photos whose pixels add up to the same keep the same places, such as mirrored ones.
+    """
+    patches = math.prod(grid_of(dense.config, pixels))
+    # Whole numbers add up to the same in any order, which rounded ones do not.
+    seed = (pixels.detach().float() * 4096).round().long().flatten(1).sum(dim=1, keepdim=True)  # (B, 1)
+    number = torch.arange(patches, device=pixels.device)
+    index = scattered(scattered(seed & WORD) + number & WORD).argsort(dim=1)[:, :count]  # (B, N)
+    return chosen(dense(pixels).hidden_states, index, int(dense.config.has_cls_token))
+
+
+def scattered(number: Tensor) -> Tensor:
+    """Numbers of 32 bits in int64, each made another one, no two the same: neighbours come to lie anywhere.
+
+    `lowbias32` of Wellons' hash prospector, with a first step so that 0 does not stay 0. Not `torch.Generator`: its numbers
+    differ between devices, and compiled code cannot seed it by a photo.
+    """
+    number = (number + 0x9E3779B9) & WORD
+    number = ((number ^ number >> 16) * 0x7FEB352D) & WORD
+    number = ((number ^ number >> 15) * 0x846CA68B) & WORD
+    return number ^ number >> 16
+
+
 def merging(dense: DenseTransformer, pixels: Tensor, count: int, read: int, schedule: Schedule) -> Kept:
     """Similar tokens merged from block to block, so that the hidden state that is read has `count` of them.
 
@@ -190,6 +219,7 @@ METHODS: dict[str, Method] = {
     "average": Method(average, on_grid=True),
     "cls-attention": Method(cls_attention, choosing=True),
     "diversity": Method(diversity, choosing=True),
+    "random": Method(random),
     "merging": Method(partial(merging, schedule="early"), schedule="early"),
     "merging-decreasing": Method(partial(merging, schedule="decreasing"), schedule="decreasing"),
     "merging-gradual": Method(partial(merging, schedule="gradual"), schedule="gradual"),

@@ -37,7 +37,7 @@ class Recipe:
     """File of what your LLaVA is asked, one prompt a line; default general prompts."""
     alternatives: list[str] = field(default_factory=list)
     """Cheap ways to as few tokens, measured beside; none given: every one that gives so many: resolution, larger-patch, stride,
-    average, cls-attention, diversity, merging, merging-decreasing, merging-gradual."""
+    average, cls-attention, diversity, random, merging, merging-decreasing, merging-gradual."""
     precision: Literal["no", "bf16", "fp16"] | None = None
     """Of training; default bf16 on a GPU that has it."""
     workers: int = 1

@@ -18,6 +18,7 @@ ABOUT = {
     "average": "averages of the dense tower's tokens",
     "cls-attention": "those that the class token attends to, VisionZip",
     "diversity": "the most diverse tokens, DivPrune",
+    "random": "tokens of the dense tower drawn at random",
     "merging": "similar tokens merged early, ToMe",
     "merging-decreasing": "fewer tokens merged from block to block, ToMe",
     "merging-gradual": "as many tokens merged in every block, ToMe",

@@ -212,6 +212,38 @@ def test_the_same_tokens_twice_are_not_taken_twice(dense: DenseTransformer) -> N
     assert states[-2].shape == (1, 11, 64) and states[-2].isfinite().all()
 
 
+def plain_scattered(number: int) -> int:
+    number = (number + 0x9E3779B9) % 2**32
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        number = ((number ^ number >> shift) * factor) % 2**32
+    return number ^ number >> 16
+
+
+def test_random_tokens_are_those_that_the_photo_draws(dense: DenseTransformer) -> None:
+    pixels = photos()
+    states, theirs = states_of(reduce(dense, "random", 10), pixels), dense_states(dense, pixels)
+    drawn = []
+    for each, kept, tokens in zip(pixels, states[-2], theirs[-2], strict=True):
+        seed = sum(round(float(value)) for value in (each * 4096).flatten()) % 2**32
+        order = sorted(range(64), key=lambda patch: plain_scattered((plain_scattered(seed) + patch) % 2**32))
+        places = sorted(order[:10])
+        assert torch.equal(kept, tokens[[0, *(place + 1 for place in places)]])
+        drawn.append(places)
+    assert len({tuple(places) for places in drawn}) == len(drawn)
+
+
+def test_random_tokens_come_from_everywhere_and_fewer_are_some_of_more(dense: DenseTransformer) -> None:
+    torch.manual_seed(0)
+    pixels = torch.randn(400, 3, 32, 32)
+    tower = reduce(dense, "random", 16)
+    with torch.no_grad():
+        kept = tower(pixels).places >= 0
+        fewer = reduce(dense, "random", 4)(pixels).places >= 0
+    assert (kept.sum(1) == 16).all() and (fewer <= kept).all()
+    share = kept.float().mean(0)  # of 400 photos: 0.25 each, with a standard deviation of 0.022
+    assert share.min() > 0.15 and share.max() < 0.35
+
+
 def test_the_zero_shot_controls_are_the_same_methods(dense: DenseTransformer) -> None:
     pixels = photos()
     for method, control in (
@@ -408,7 +440,7 @@ def test_another_layer_than_the_hosts_is_refused_where_it_matters(
     tower = reduce(open_teacher(hosts["llava"]), method, 9, -1)
     model, processor = opened(hosts["llava"])
     message = r"reads layer -2 of its tower, .* 9 tokens of layer -1: reduce it with read_layer=-2"
-    if method in GRID:
+    if method in (*GRID, "random"):
         swapped = swap(model, processor, tower)
         found = logits(model, processor)
         swapped.undo()

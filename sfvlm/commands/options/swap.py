@@ -12,8 +12,8 @@ class SwapCommand:
     """Folder, hub id or name of a transformers LLaVA, LLaVA-NeXT or LLaVA-OneVision; with --undo a swapped folder."""
     tower: str = "sparseformer-tiny-49"
     """SparseFormer folder or name; or reduce:METHOD for the host's own tower with few tokens, without training:
-    resolution, larger-patch, stride, average, cls-attention, diversity, merging, merging-decreasing,
-    merging-gradual."""
+    resolution, larger-patch, stride, average, cls-attention, diversity, random, merging,
+    merging-decreasing, merging-gradual."""
     out: Path = Path("runs/llava-49")
     """Folder to write; it must not exist."""
     num_tokens: int | None = None
