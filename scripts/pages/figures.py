@@ -125,6 +125,7 @@ def served_more(concurrency: int) -> Figure:
 
 FIGURES: dict[str, Figure] = {
     "soak-requests": value(SOAK, "requests", "{:,.0f}".format),
+    "soak-median": value(SOAK, "photo_seconds_median", "{:.2f}".format),
     "soak-memory-middle": soak_memory(0.5),
     "soak-memory-end": soak_memory(1),
     "served-more": served_more(4),
