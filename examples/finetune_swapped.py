@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
 import sfvlm  # noqa: F401  transformers knows the tower from here on
 from sfvlm.photos.scenes import render_scene
@@ -41,7 +41,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", required=True, help="a swapped LLaVA's folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--steps", type=int, default=20)
