@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
+from trl import SFTConfig, SFTTrainer
 
 import sfvlm  # noqa: F401  transformers knows the tower from here on
 from sfvlm.photos.scenes import render_scene
