@@ -106,7 +106,7 @@ def _check(command: VqaCommand) -> Shard | None:
     asked = [*command.model, *command.server]
     if bool(asked) == bool(command.answers):
         raise ValueError(
-            "Give --model or --server for hosts that are asked, or --answers for answers that are there already."
+            "Give --model for hosts that are asked, --server for servers, or --answers for answers that are there already."
         )
     if command.tower and not command.model:
         raise ValueError("--tower replaces the tower of a host: give the host by --model.")
