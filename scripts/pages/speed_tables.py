@@ -167,7 +167,8 @@ def shape(results: Results) -> str:
     for part, title in PARTS.items():
         first, ours, theirs = (each["measures"][part] for each in (dense, sparse, picked))
         amounts = [_amount(part, each["median"]) for each in (first, ours, theirs)]
-        lines.append([title, amounts[0], amounts[1], less(ours), amounts[2], less(theirs)])
+        # A shape is shown pixels, so that no photo is made ready.
+        lines.append([title.partition(",")[0], amounts[0], amounts[1], less(ours), amounts[2], less(theirs)])
     return markdown(lines)
 
 

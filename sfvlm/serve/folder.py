@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..alternatives.configuration import ReducedTowerConfig
 from ..encoder.configuration import SparseFormerConfig
-from ..hosts.facts import HOSTS
+from ..hosts.facts import CLASS_TOKENS, HOSTS
 from ..hosts.template import start_is_left_to_tokenizer, template_of, with_start
 from ..util.errors import reason
 from ..util.files import read_json
@@ -17,7 +17,7 @@ from ..zoo.weight_files import open_weights
 Tower = Literal["sparse", "reduced", "dense", "unknown"]
 # transformers 4 writes the inside of a dense tower under this name and vLLM's classes read it; transformers 5 leaves it out.
 OLD_NAME = "vision_model."
-DENSE = ("clip_vision_model", "siglip_vision_model")
+PHOTO = "PHOTO"  # in the place of what a shell puts there
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _tower(kind: Any) -> Tower:
         return "sparse"
     if kind == ReducedTowerConfig.model_type:
         return "reduced"
-    return "dense" if kind in DENSE else "unknown"
+    return "dense" if kind in CLASS_TOKENS else "unknown"
 
 
 def _tokens(vision: dict[str, Any], tower: Tower) -> int | None:
@@ -103,8 +103,9 @@ def _template(folder: Path) -> str | None:
 
 
 def request(model: str, question: str = "What is in the photo?") -> str:
-    """The body of a first question to a server, about a photo by its address, as JSON."""
-    photo = {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,'$(base64 -w0 photo.jpg)'"}}
+    """The body of a first question to a server, about photo.jpg, as JSON between a shell's single quotes."""
+    photo = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{PHOTO}"}}
     content = [photo, {"type": "text", "text": question}]
     body = {"model": model, "max_tokens": 64, "temperature": 0, "messages": [{"role": "user", "content": content}]}
-    return json.dumps(body)
+    quoted = json.dumps(body).replace("'", "'\\''")
+    return quoted.replace(f"base64,{PHOTO}", "base64,'$(base64 -w0 photo.jpg)'")

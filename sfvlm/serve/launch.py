@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from ..util.console import say
@@ -51,9 +52,9 @@ class Server:
     @property
     def name(self) -> str:
         """What requests call the model."""
-        flag, (*words, last) = "--served-model-name", (*self.flags, "")
-        given = [after for word, after in zip(words, [*words[1:], last], strict=True) if word == flag]
-        given += [word.removeprefix(f"{flag}=") for word in words if word.startswith(f"{flag}=")]
+        flag = "--served-model-name"
+        given = [after for word, after in pairwise(self.flags) if word == flag]
+        given += [word.removeprefix(f"{flag}=") for word in self.flags if word.startswith(f"{flag}=")]
         return given[-1] if given else self.model
 
 

@@ -1,8 +1,7 @@
 """What servers do under load: requests a second and the time to the first word, one server beside the others.
 
 Every request shows another photo, so that no cache answers for the encoder. Servers take turns, level by level and round by
-round, so that a slow drift of the machine is in all of them. (vLLM's own `vllm bench serve` measures one server a call, and its
-random photos come from one size and a seed; it is the tool for everything but this comparison.)
+round, so that a slow drift of the machine is in all of them.
 """
 
 import statistics

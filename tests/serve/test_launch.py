@@ -1,6 +1,7 @@
 """What the engine is told of a folder, and how it is started and ended, with a program in its place."""
 
 import json
+import shlex
 import shutil
 import signal
 import socket
@@ -167,6 +168,11 @@ def test_the_first_question_names_the_model_as_requests_do() -> None:
     assert curl(server).startswith("curl http://127.0.0.1:8001/v1/chat/completions") and '"model": "llava"' in curl(
         server
     )
+    words = shlex.split(
+        curl(Server("it's here")).replace("'$(base64 -w0 photo.jpg)'", "a")
+    )  # what the shell puts there
+    assert json.loads(words[-1])["model"] == "it's here" and len(words) == 6
+    assert Server("m").name == "m" and '"model": "m"' in curl(Server("m"))
     assert (
         Server("m", host="::").url == "http://127.0.0.1:8000/v1"
         and Server("m", host="::1").url == "http://[::1]:8000/v1"
